@@ -1,0 +1,131 @@
+"""fold_batchnorm: BatchNorm becomes arithmetic on its own parameters, before anything is quantized.
+
+    y = BN(F.conv2d(x, W, b))   ->   scale = gamma * rsqrt(var + eps)
+                                     y = F.conv2d(x, W * scale, (b - mean) * scale + beta)
+    y = BN(x)  (anything else)  ->   y = x * scale + (beta - mean * scale)
+
+so that what is quantized later is what the hardware multiplies with (Jacob et al. 2018; never gamma and beta on their own).
+No parameter is divided by, replaced or copied: the checkpoint keys stay, and a gamma of zero is an ordinary value.
+
+Statistics are the running ones where the network has any (it was trained before); a network that never saw data trains
+with batch statistics of the unquantized convolution and is evaluated with the running ones.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from pquant_fx.errors import PassError, Problem
+from pquant_fx.graph.dialect import BatchStatistics
+from pquant_fx.graph.info import info, place
+from pquant_fx.graph.rewriter import Rewriter
+
+__all__ = ["FoldBatchnorm", "has_running_statistics"]
+
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FOLDS_INTO = (F.linear, F.conv1d, F.conv2d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
+
+def has_running_statistics(gm: nn.Module) -> bool:
+    """Whether any BatchNorm of the model has seen data."""
+    norms = [m for m in gm.modules() if isinstance(m, _KINDS) and m.running_mean is not None]
+    return any(
+        (m.num_batches_tracked is not None and int(m.num_batches_tracked) > 0)
+        or bool(m.running_mean.any())  # type: ignore[union-attr]
+        or bool((m.running_var != 1).any())  # type: ignore[operator, union-attr]
+        for m in norms
+    )
+
+
+@dataclass(frozen=True)
+class FoldBatchnorm:
+    """Rewrite every BatchNorm. statistics: `running`, `batch`, or `auto` (running where the network has any).
+
+    Raises PassError (PQ202) for a BatchNorm that keeps no running statistics: evaluation would depend on the batch.
+    """
+
+    statistics: str = "auto"
+    name: ClassVar[str] = "fold_batchnorm"
+    requires: ClassVar[tuple[str, ...]] = ("functionalize",)
+
+    @property
+    def exact(self) -> bool:
+        """In eval the rewrite is exact by algebra; in train it is not, wherever running statistics replace those of the batch."""
+        return False
+
+    def __call__(self, gm: GraphModule) -> bool:
+        rw = Rewriter(gm)
+        nodes = [n for n in gm.graph.nodes if isinstance(rw.module(n), _KINDS)]
+        problems = [problem for n in nodes if (problem := _refusal(n, rw))]
+        if problems:
+            raise PassError(problems)
+        running = self.statistics == "running" or (self.statistics == "auto" and has_running_statistics(gm))
+        for node in nodes:
+            with rw.before(node):
+                rw.replace(node, _rewritten(node, rw, running))
+        return rw.changed
+
+
+def _refusal(node: Node, rw: Rewriter) -> Problem | None:
+    norm = rw.module(node)
+    if not isinstance(norm, _KINDS):
+        return None
+    if norm.running_mean is None:
+        what = f"{type(norm).__name__} with track_running_stats=False normalises by its batch in evaluation too"
+        return Problem("PQ202", what, "keep running statistics (the default), or list the module in `leaves`", place(node))
+    return None
+
+
+def _rewritten(node: Node, rw: Rewriter, running: bool) -> Node:
+    norm = rw.module(node)
+    assert isinstance(norm, _KINDS)
+    value = node.args[0]
+    assert isinstance(value, Node)
+    mean, variance = _statistics(node, value, norm, rw, running)
+    scale = rw.call(torch.rsqrt, rw.call(operator.add, variance, norm.eps))
+    if norm.affine:
+        scale = rw.call(operator.mul, rw.get_attr(f"{node.target}.weight"), scale)
+    beta = rw.get_attr(f"{node.target}.bias") if norm.affine else None
+    if value.target in _FOLDS_INTO and len(value.users) - (not running) == 1:
+        return _folded(value, scale, mean, beta, rw)
+    shape = info(value).shape
+    rank = len(shape) if shape is not None else 2
+    offset = rw.call(operator.neg, rw.call(operator.mul, mean, scale)) if beta is None else _minus(beta, rw.call(operator.mul, mean, scale), rw)
+    axes = (-1, *(1 for _ in range(rank - 2)))
+    product = rw.call(operator.mul, value, rw.call(torch.reshape, scale, axes))
+    return rw.call(operator.add, product, rw.call(torch.reshape, offset, axes))
+
+
+def _folded(value: Node, scale: Node, mean: Node, beta: Node | None, rw: Rewriter) -> Node:
+    """The producing layer again, with the scaled weight and the shifted bias."""
+    x, weight, bias, *rest = value.args
+    rank = {F.linear: 2, F.conv1d: 3, F.conv2d: 4}[value.target]  # type: ignore[index]
+    new_weight = rw.call(operator.mul, weight, rw.call(torch.reshape, scale, (-1, *(1 for _ in range(rank - 1)))))
+    shifted = rw.call(operator.neg, mean) if bias is None else rw.call(operator.sub, bias, mean)
+    new_bias = rw.call(operator.mul, shifted, scale)
+    if beta is not None:
+        new_bias = rw.call(operator.add, new_bias, beta)
+    folded = rw.call(value.target, x, new_weight, new_bias, *rest)  # type: ignore[arg-type]
+    folded.meta.update(value.meta)
+    return folded
+
+
+def _statistics(node: Node, value: Node, norm: BatchNorm, rw: Rewriter, running: bool) -> tuple[Node, Node]:
+    mean, variance = rw.get_attr(f"{node.target}.running_mean"), rw.get_attr(f"{node.target}.running_var")
+    if running:
+        return mean, variance
+    path = rw.own(f"{node.target}.statistics", BatchStatistics(norm.momentum, synchronised=isinstance(norm, nn.SyncBatchNorm)))
+    both = rw.call_module(path, value, mean, variance, rw.get_attr(f"{node.target}.num_batches_tracked"))
+    return rw.call(operator.getitem, both, 0), rw.call(operator.getitem, both, 1)
+
+
+def _minus(a: Node, b: Node, rw: Rewriter) -> Node:
+    return rw.call(operator.sub, a, b)

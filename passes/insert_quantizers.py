@@ -1,0 +1,221 @@
+"""insert_quantizers: every value that hardware computes with gets a fixed-point format.
+
+    x                          ->  Quantizer(x)                                       network inputs
+    F.conv2d(v, W, b)          ->  F.conv2d(Quantizer(v), Quantizer(W), Quantizer(b))  v only where it has no format yet
+    F.relu(s)                  ->  Quantizer(F.relu(s))                                results of activations
+
+Quantizers belong to *values*, not to edges: a forked value is quantized once and all its users take the same one. What only
+moves values (max pooling, reshape, concat, slices, padding) keeps their format. Sums keep their exact type until something
+multiplies them, so a residual add needs no adapter: power-of-two grids align by a shift. A parameter read at several sites
+has one quantizer. A bias is rounded to the lsb of the accumulator and never saturates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from pquant_fx.config import Config, LayerSettings
+from pquant_fx.formats import FixedFormat
+from pquant_fx.graph.dialect import BatchStatistics, Op, Quantizer, is_parameter_value, op_of
+from pquant_fx.graph.info import info
+from pquant_fx.graph.rewriter import Rewriter
+from pquant_fx.graph.values import data_operands, non_negative, quantized_source
+from pquant_fx.passes.settings import settings_of
+from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer, DynamicQuantizer, FixedQuantizer
+
+__all__ = ["InsertQuantizers"]
+
+_MULTIPLIES = ("matmul", "mul", "div")
+_ADDS = ("add", "sub")
+
+
+@dataclass(frozen=True)
+class InsertQuantizers:
+    """Insert quantizers with the formats, widths and modes that the configuration gives to each layer and interface."""
+
+    config: Config
+    name: ClassVar[str] = "insert_quantizers"
+    requires: ClassVar[tuple[str, ...]] = ("functionalize",)
+
+    def __call__(self, gm: GraphModule) -> bool:
+        work = _Insertion(gm, self.config)
+        for node in [n for n in gm.graph.nodes if n.op == "placeholder"]:
+            work.input(node)
+        for node in list(gm.graph.nodes):
+            op = op_of(node)
+            if op is not None and not is_parameter_value(node) and not work.only_statistics(node):
+                work.operator(node, op)
+        work.outputs()
+        return work.rw.changed
+
+
+class _Insertion:
+    """One run of the pass: the rewriter, the configuration, and the parameters that have a quantizer already."""
+
+    def __init__(self, gm: GraphModule, config: Config) -> None:
+        self.rw = Rewriter(gm)
+        self.config = config
+        self.done: dict[tuple[str, str], Node] = {}
+
+    def input(self, node: Node) -> None:
+        settings = self.config.settings_for(node.name, "input", "placeholder")
+        if settings.quantize and node.users and _is_float(node):
+            self.value(node, data_quantizer(settings, self.config, node))
+
+    def operator(self, node: Node, op: Op) -> None:
+        settings = settings_of(self.config, self.rw.gm, node)
+        if not settings.quantize:
+            return
+        if op.kind == "weighted":
+            self.data(node.args[0])
+            self.weight(node, 1, settings)
+            self.bias(node, 2, settings)
+        elif op.name in _MULTIPLIES:
+            for operand in data_operands(node):
+                self.data(operand)
+            self.constants(node, settings)
+        elif op.name in _ADDS:
+            self.addends(node, settings)
+        if op.kind == "activation":
+            self.data(node)
+
+    def outputs(self) -> None:
+        """The declared formats of outputs, by name or position; other outputs stay exact."""
+        output = next(n for n in self.rw.graph.nodes if n.op == "output")
+        for name, node in output_names(self.rw.gm):
+            if name in self.config.outputs and self.config.outputs[name].format is not None:
+                settings = self.config.settings_for(name, "output", "output")
+                with self.rw.after(node):
+                    made = self.rw.call_module(self.rw.own(f"{_label(node)}.output_quantizer", data_quantizer(settings, self.config, node)), node)
+                self.rw.redirect(output, node, made)
+
+    # ---- data
+    def data(self, node: Any) -> None:
+        """Quantize a value where it has no format of its own yet."""
+        if not isinstance(node, Node) or quantized_source(node) or is_parameter_value(node):
+            return
+        settings = settings_of(self.config, self.rw.gm, node)
+        if settings.quantize:
+            self.value(node, data_quantizer(settings, self.config, node))
+
+    def value(self, node: Node, quantizer: Quantizer) -> None:
+        """Let every user of `node` take the quantized value instead."""
+        users = list(node.users)
+        with self.rw.after(node):
+            made = self.rw.call_module(self.rw.own(f"{_label(node)}.quantizer", quantizer), node)
+        made.meta.update(node.meta)
+        for user in users:
+            self.rw.redirect(user, node, made)
+
+    # ---- parameters
+    def weight(self, node: Node, at: int, settings: LayerSettings) -> None:
+        weight = node.args[at]
+        if isinstance(weight, Node) and is_parameter_value(weight):
+            self.parameter(node, at, "weight", weight_quantizer(settings, axis=0))
+        elif isinstance(weight, Node) and self.from_statistics(weight):
+            self.parameter(node, at, "weight", weight_quantizer(settings, axis=0))
+
+    def bias(self, node: Node, at: int, settings: LayerSettings) -> None:
+        if isinstance(node.args[at], Node):
+            self.parameter(node, at, "bias", bias_quantizer(settings))
+
+    def constants(self, node: Node, settings: LayerSettings) -> None:
+        """The constant factor of a product: a parameter such as a folded scale, one value per channel or one for all."""
+        for at, operand in enumerate(node.args[:2]):
+            if isinstance(operand, Node) and is_parameter_value(operand):
+                self.parameter(node, at, "weight", weight_quantizer(settings, axis=None))
+
+    def addends(self, node: Node, settings: LayerSettings) -> None:
+        """The constant term of a sum: rounded to the lsb of what it is added to."""
+        for at, operand in enumerate(node.args[:2]):
+            if isinstance(operand, Node) and is_parameter_value(operand):
+                self.parameter(node, at, "bias", bias_quantizer(settings))
+
+    def parameter(self, node: Node, at: int, role: str, quantizer: Quantizer) -> None:
+        source = node.args[at]
+        assert isinstance(source, Node)
+        if self.rw.module(source, Quantizer) is not None:
+            return
+        label = str(source.target) if source.op == "get_attr" else f"{_label(node)}.{role}"
+        key = (label, role)
+        if source.op != "call_function" and key in self.done:
+            made = self.done[key]
+        else:
+            with self.rw.before(node):
+                made = self.rw.call_module(self.rw.own(f"{label}_quantizer", quantizer), source)
+            self.done[key] = made
+        args = list(node.args)
+        args[at] = made
+        self.rw.set_args(node, *args, **node.kwargs)
+
+    def only_statistics(self, node: Node) -> bool:
+        """Whether the value feeds batch statistics and nothing else: BatchNorm measures the unquantized convolution."""
+        return bool(node.users) and all(self.rw.module(u, BatchStatistics) is not None for u in node.users)
+
+    def from_statistics(self, node: Node) -> bool:
+        """Whether a weight is a parameter scaled by batch statistics."""
+        op = op_of(node)
+        return op is not None and op.name == "mul" and isinstance(node.args[0], Node) and is_parameter_value(node.args[0])
+
+
+def data_quantizer(settings: LayerSettings, config: Config, node: Node) -> Quantizer:
+    """The quantizer of a data value: a given format, or a width whose format calibration finds."""
+    modes = (settings.data_rounding, settings.data_overflow)
+    if settings.data_format is not None:
+        return FixedQuantizer(*_kif(settings.data_format), *modes)
+    return CalibratedQuantizer(
+        settings.data_bits,
+        non_negative=non_negative(node),
+        rounding=modes[0],
+        overflow=modes[1],
+        method=config.calibration.method,
+        percentile=config.calibration.percentile,
+        safety_bits=config.calibration.safety(settings.data_overflow),
+    )
+
+
+def weight_quantizer(settings: LayerSettings, axis: int | None) -> Quantizer:
+    """The quantizer of a weight: a given format, or a width whose format follows the weights' range."""
+    modes = (settings.weight_rounding, settings.weight_overflow)
+    if settings.weight_format is not None:
+        return FixedQuantizer(*_kif(settings.weight_format), *modes)
+    return DynamicQuantizer(settings.weight_bits, axis if settings.granularity == "per_channel" else None, *modes)
+
+
+def bias_quantizer(settings: LayerSettings) -> Quantizer:
+    """The quantizer of a bias: a given format, or the grid of the accumulator."""
+    if settings.bias_format is not None:
+        return FixedQuantizer(*_kif(settings.bias_format), settings.weight_rounding, settings.weight_overflow)
+    return AccumulatorQuantizer(rounding=settings.weight_rounding)
+
+
+def _kif(fmt: FixedFormat) -> tuple[int, int, int]:
+    return fmt.k, fmt.i, fmt.f
+
+
+def output_names(gm: GraphModule) -> list[tuple[str, Node]]:
+    """What an output answers to: its index, and its key where `forward` returns a dict or a named tuple."""
+    returned = next(n for n in gm.graph.nodes if n.op == "output").args[0]
+    named = getattr(returned, "_asdict", dict)() or (returned if isinstance(returned, dict) else {})
+    values = list(named.values()) or (list(returned) if isinstance(returned, tuple | list) else [returned])
+    found = [(str(n), v) for n, v in enumerate(values)] + [(str(k), v) for k, v in named.items()]
+    return [(name, v) for name, v in found if isinstance(v, Node)]
+
+
+def _label(node: Node) -> str:
+    """Where our modules for a node live: the user's module path, with the call site where there are several."""
+    record = info(node)
+    if node.op == "placeholder" or not record.path:
+        return node.name
+    return record.path if record.site == 1 else f"{record.path}_{record.site}"
+
+
+def _is_float(node: Node) -> bool:
+    dtype = info(node).dtype
+    return dtype is None or getattr(torch, dtype).is_floating_point
+
+

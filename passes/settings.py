@@ -1,0 +1,48 @@
+"""Which configuration rules apply to a node: by module path, by type, by call site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from pquant_fx.config import Config, LayerSettings
+from pquant_fx.graph.dialect import op_of
+from pquant_fx.graph.info import info
+
+__all__ = ["known_layers", "settings_of", "type_name"]
+
+
+def settings_of(config: Config, gm: GraphModule, node: Node) -> LayerSettings:
+    """The settings of the layer that `node` stands for."""
+    record = info(node)
+    op = op_of(node)
+    kind = op.kind if op is not None else node.op
+    return config.settings_for(path=record.path or node.name, kind=kind, type_name=type_name(gm, node), site=record.site)
+
+
+def type_name(gm: GraphModule, node: Node) -> str:
+    """The torch.nn class behind `node` (`Conv2d`), or the operator's name (`add`) where no module stands behind it."""
+    op = op_of(node)
+    path = info(node).path
+    module = _module(gm, path) if path else None
+    if module is not None and type(module).__module__.startswith("torch.nn") and not list(module.children()):
+        return type(module).__name__
+    return op.name if op is not None else node.op
+
+
+def known_layers(gm: GraphModule) -> Iterator[tuple[str, str, int]]:
+    """Path, type and call site of everything that a rule can name."""
+    for node in gm.graph.nodes:
+        op = op_of(node)
+        if node.op in ("placeholder", "call_module") or (op is not None and op.kind != "grid"):
+            record = info(node)
+            yield record.path or node.name, type_name(gm, node), record.site
+
+
+def _module(gm: GraphModule, path: str) -> nn.Module | None:
+    try:
+        return gm.get_submodule(path)
+    except AttributeError:
+        return None

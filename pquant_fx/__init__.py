@@ -1,0 +1,110 @@
+"""pquant_fx: from a PyTorch model to bit-exact FPGA firmware. This file is the whole public API.
+
+Names are imported when they are first used, so that `pquant-fx --help` answers before torch is loaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pquant_fx.api import CheckReport, check, compile, template
+    from pquant_fx.compiled import CompiledModel
+    from pquant_fx.config import Config, load_config
+    from pquant_fx.errors import (
+        CalibrationError,
+        ConfigError,
+        ExtraMissingError,
+        InputError,
+        LoweringError,
+        OutputError,
+        PassError,
+        Place,
+        PQuantError,
+        PQuantWarning,
+        Problem,
+        TraceError,
+        TrainingError,
+        TransferError,
+    )
+    from pquant_fx.formats import FixedFormat
+    from pquant_fx.frozen import FrozenModel
+    from pquant_fx.graph.dialect import Mask, Quantizer
+    from pquant_fx.graph.observers import Diff, Dump, Timing
+    from pquant_fx.graph.passes import Pass, Pipeline, rewrite
+    from pquant_fx.graph.rewriter import Rewriter
+    from pquant_fx.passes import default_pipeline
+    from pquant_fx.quantize.fixed_point import fixed_point
+    from pquant_fx.train.session import session
+
+__version__ = "0.1.0"
+
+_ERRORS = (
+    "CalibrationError ConfigError ExtraMissingError InputError LoweringError OutputError PassError Place PQuantError PQuantWarning "
+    "Problem TraceError TrainingError TransferError"
+)
+_HOME = {
+    "api": "CheckReport check compile template",
+    "compiled": "CompiledModel",
+    "config": "Config load_config",
+    "errors": _ERRORS,
+    "formats": "FixedFormat",
+    "frozen": "FrozenModel",
+    "graph.dialect": "Mask Quantizer",
+    "graph.observers": "Diff Dump Timing",
+    "graph.passes": "Pass Pipeline rewrite",
+    "graph.rewriter": "Rewriter",
+    "passes": "default_pipeline",
+    "quantize.fixed_point": "fixed_point",
+    "train.session": "session",
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [
+    "CalibrationError",
+    "CheckReport",
+    "CompiledModel",
+    "Config",
+    "ConfigError",
+    "Diff",
+    "Dump",
+    "ExtraMissingError",
+    "FixedFormat",
+    "FrozenModel",
+    "InputError",
+    "LoweringError",
+    "Mask",
+    "OutputError",
+    "PQuantError",
+    "PQuantWarning",
+    "Pass",
+    "PassError",
+    "Pipeline",
+    "Place",
+    "Problem",
+    "Quantizer",
+    "Rewriter",
+    "Timing",
+    "TraceError",
+    "TrainingError",
+    "TransferError",
+    "check",
+    "compile",
+    "default_pipeline",
+    "fixed_point",
+    "load_config",
+    "rewrite",
+    "session",
+    "template",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'pquant_fx' has no attribute '{name}'")
+    value = getattr(import_module(f"pquant_fx.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,79 @@
+"""The command line: `pquant-fx demo | check | compile | verify | config template | config show | passes`.
+
+Results go to standard output, progress and errors to standard error. Exit code 0: fine; 1: problems were found, or engines
+differ; 2: wrong usage, or an error of ours, printed with code, place and remedy.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pquant_fx.cli_commands import check, compile_, demo, passes, verify
+from pquant_fx.cli_config import show, template
+from pquant_fx.cli_output import as_json, problem_data, problem_text
+from pquant_fx.errors import PQuantError, PQuantWarning
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with `arguments` (default: those of the process) and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    shows_traceback = "--traceback" in given
+    given = [argument for argument in given if argument != "--traceback"]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default", PQuantWarning)
+            try:
+                _app()(args=given, prog_name="pquant-fx")
+            finally:
+                _tell(caught)
+    except PQuantError as error:
+        if shows_traceback:
+            raise
+        if "--json" in given:
+            as_json({"ok": False, "problems": problem_data(error.problems)})
+        else:
+            print("\n".join(problem_text(problem) for problem in error.problems), file=sys.stderr)
+        sys.exit(2)
+
+
+def _tell(caught: list[warnings.WarningMessage]) -> None:
+    for warning in caught:
+        ours = issubclass(warning.category, PQuantWarning)
+        foreign = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno).rstrip()
+        print(f"warning: {warning.message}" if ours else foreign, file=sys.stderr)
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help="From a PyTorch model to bit-exact FPGA firmware. Example: pquant-fx compile mynet:build --data train.npz --out build/net",
+    )
+    app.callback()(_options)
+    app.command("demo")(demo)
+    app.command("check")(check)
+    app.command("compile")(compile_)
+    app.command("verify")(verify)
+    app.command("passes")(passes)
+    config = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Write and look at configurations. Example: pquant-fx config show fixed8"
+    )
+    config.command("template")(template)
+    config.command("show")(show)
+    app.add_typer(config, name="config")
+    return app
+
+
+def _options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the Python traceback of an error (anywhere on the line).")] = False,
+) -> None:
+    """Nothing happens here: main has read the option, wherever it stood."""

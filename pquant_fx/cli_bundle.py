@@ -1,0 +1,118 @@
+"""Check a bundle against its own golden vectors, without the model that it came from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pquant_fx.errors import ConfigError, InputError, Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pquant_fx.lower.verify import Values, VerifyReport
+
+__all__ = ["ENGINES", "is_bundle", "verify_bundle"]
+
+ENGINES = ("onnx", "qonnx", "hls4ml")
+
+
+def is_bundle(text: str) -> bool:
+    """Whether the text names a directory rather than a model."""
+    return Path(text).is_dir()
+
+
+@dataclass(frozen=True)
+class _Golden:
+    inputs: dict[str, npt.NDArray[np.float32]]
+    codes: list[npt.NDArray[np.int64]]
+    fractions: list[int]
+
+    @property
+    def values(self) -> list[npt.NDArray[np.float64]]:
+        return [code.astype(float) * 2.0**-f for code, f in zip(self.codes, self.fractions)]
+
+
+def verify_bundle(path: Path, engines: Sequence[str], io_type: str, samples: int | None) -> VerifyReport:
+    """Run the bundle's files on its golden inputs and compare every bit with its golden outputs.
+
+    engines: of `onnx` (plain.onnx in onnxruntime), `qonnx` (qonnx.onnx) and `hls4ml` (C simulation of qonnx.onnx).
+    Raises ConfigError (PQ405) for an unknown engine, InputError (PQ409) when the directory is no bundle.
+    """
+    from pquant_fx.lower.verify import compare_engines
+
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown:
+        raise ConfigError([Problem("PQ405", f"a bundle has no engine '{name}'", f"engines: {', '.join(ENGINES)}") for name in unknown])
+    golden = _read(path, samples)
+    runs: dict[str, Callable[[], Values]] = {
+        "onnx": lambda: _onnx(path, golden),
+        "qonnx": lambda: _qonnx(path, golden),
+        "hls4ml": lambda: _hls4ml(path, golden, io_type),
+    }
+    names = [f"output_{n}" for n in range(len(golden.codes))]
+    return compare_engines(golden.values, golden.fractions, names, {name: runs[name] for name in engines})
+
+
+def _read(path: Path, samples: int | None) -> _Golden:
+    import numpy as np
+
+    try:
+        with np.load(path / "golden.npz", allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        remedy = "name a directory that 'pquant-fx compile --out' wrote"
+        raise InputError(Problem("PQ409", f"'{path}' is no bundle: {error}", remedy)) from None
+    inputs = {
+        name.removeprefix("input_"): array[:samples].astype(np.float32) for name, array in arrays.items() if name.startswith("input_")
+    }
+    count = sum(name.startswith("output_") and not name.endswith("_f") for name in arrays)
+    codes = [arrays[f"output_{n}"][:samples] for n in range(count)]
+    return _Golden(inputs, codes, [int(arrays[f"output_{n}_f"]) for n in range(count)])
+
+
+def _load(path: Path) -> Any:
+    import onnx
+
+    try:
+        return onnx.load(path)
+    except FileNotFoundError:
+        raise InputError(Problem("PQ409", f"there is no '{path}'", "write the bundle again")) from None
+
+
+def _float64(values: Sequence[Any]) -> Values:
+    import numpy as np
+
+    return [np.asarray(value, dtype=np.float64) for value in values]
+
+
+def _onnx(path: Path, golden: _Golden) -> Values:
+    from pquant_fx.lower.onnx_run import run_onnxruntime
+
+    return _float64(run_onnxruntime(_load(path / "plain.onnx"), list(golden.inputs.values())))
+
+
+def _qonnx(path: Path, golden: _Golden) -> Values:
+    """Sample by sample: the file is written for a batch of one."""
+    import numpy as np
+
+    from pquant_fx.lower.onnx_run import run_qonnx
+
+    model = _load(path / "qonnx.onnx")
+    count = len(golden.codes[0])
+    rows = [run_qonnx(model, [array[n : n + 1] for array in golden.inputs.values()]) for n in range(count)]
+    return _float64([np.concatenate(values) for values in zip(*rows)])
+
+
+def _hls4ml(path: Path, golden: _Golden, io_type: str) -> Values:
+    from pquant_fx.lower.hls4ml_import import to_hls4ml
+
+    with tempfile.TemporaryDirectory(prefix="pquant_fx_") as folder:
+        project = to_hls4ml(_load(path / "qonnx.onnx"), Path(folder) / "project", io_type=io_type)
+        project.compile()
+        found = project.predict(*golden.inputs.values())
+    return _float64(found if isinstance(found, (list, tuple)) else [found])

@@ -1,0 +1,210 @@
+"""`pquant-fx demo`, `check`, `compile`, `verify` and `passes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pquant_fx.cli_bundle import ENGINES, is_bundle, verify_bundle
+from pquant_fx.cli_config import ConfigName, InputOption, InputShape, Json, ModelName, SetOption, read_config
+from pquant_fx.cli_inputs import Data, input_names, input_shapes, load_model, random_inputs, read_data
+from pquant_fx.cli_output import as_json, aside, problem_data, problem_text, report_data, say
+from pquant_fx.errors import ConfigError, Problem, TrainingError
+
+if TYPE_CHECKING:
+    from pquant_fx.compiled import CompiledModel
+    from pquant_fx.lower.verify import VerifyReport
+
+__all__ = ["check", "compile_", "demo", "passes", "verify"]
+
+DataFile = Annotated[Path | None, typer.Option("--data", "-d", help="A .npz file: x (or one array an input), and y to train.")]
+Targets = Annotated[str | None, typer.Option("--targets", "-t", help="Engines, separated by commas: integer, onnx, qonnx, hls4ml.")]
+
+
+def demo(
+    output: Annotated[str, typer.Option("--out", "-o", help="Directory for the results.")] = "build/demo",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the compressed training.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two epochs, and no C simulation.")] = False,
+) -> None:
+    """Take a residual network on handwritten digits from training to verified firmware sources.
+
+    Example: pquant-fx demo --quick
+    """
+    from pquant_fx.demo import ENGINES as ALL
+    from pquant_fx.demo import run
+
+    engines = [name for name in ALL if not (quick and name == "hls4ml")]
+    result = run(output, epochs=epochs if epochs is not None or not quick else 2, engines=engines)
+    print(result)
+    raise typer.Exit(0 if result.ok else 1)
+
+
+def check(
+    model: ModelName,
+    input_shape: InputShape = None,
+    input: InputOption = None,
+    target: Annotated[str, typer.Option("--target", help="integer, onnx, qonnx or hls4ml.")] = "hls4ml",
+    config: ConfigName = "fixed8",
+    set_: SetOption = None,
+    json: Json = False,
+) -> None:
+    """List everything that stands between a model and a target; nothing is changed or written.
+
+    Example: pquant-fx check mynet:build --input-shape 1,8,8
+    """
+    import pquant_fx as pq
+
+    net, examples = load_model(model)
+    shapes = input_shapes(net, input_shape, input or [])
+    settings = read_config(config, set_)
+    given = shapes or settings.input_shapes()
+    say(f"checking {model} for {target} ...")
+    with aside():
+        report = pq.check(
+            net, random_inputs(given, 2) if shapes or (examples is None and given) else examples, target=target, config=settings
+        )
+    if json:
+        as_json({"ok": report.ok, "problems": problem_data(report.problems)})
+    else:
+        print("\n".join(problem_text(problem) for problem in report.problems) or f"nothing stands between {model} and {target}")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def compile_(
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the bundle.")],
+    config: ConfigName = "fixed8",
+    data: DataFile = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Train for this many epochs on x and y of the data.")] = 0,
+    input_shape: InputShape = None,
+    input: InputOption = None,
+    set_: SetOption = None,
+    hls4ml: Annotated[bool, typer.Option("--hls4ml/--no-hls4ml", help="Write the hls4ml project too.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle in that directory.")] = False,
+    json: Json = False,
+) -> None:
+    """Compile a model, calibrate or train it on data, and write QONNX, plain ONNX, golden vectors, report and hls4ml project.
+
+    Example: pquant-fx compile mynet:build --data train.npz --epochs 10 --out build/mynet
+    """
+    from pquant_fx.report.bundle import bundle
+
+    settings = list(set_ or []) + ([f"training_parameters.epochs={epochs}"] if epochs else [])
+    with aside():
+        compiled, golden, samples = _compiled(model, config, settings, input_shape, input or [], data)
+        if epochs:
+            if samples is None or samples.targets is None:
+                what = "there are no targets to train on" if samples is not None else "there is no data to train on"
+                raise TrainingError(Problem("PQ410", what, "give --data with the arrays x and y, or leave out --epochs"))
+            say(f"training for {epochs} epochs ...")
+            compiled.fit((_single(samples.inputs), samples.targets))
+        say("freezing and writing the bundle ...")
+        path = bundle(compiled.freeze(), out, golden, title=model, overwrite=overwrite, hls4ml=hls4ml)
+    files = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if json:
+        as_json({"ok": True, "out": str(path), "files": files})
+    else:
+        print(f"{path}: {', '.join(files)}")
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="module:callable, or the directory of a bundle.")],
+    config: ConfigName = "fixed8",
+    data: DataFile = None,
+    samples: Annotated[int, typer.Option(min=1, help="At most this many samples.")] = 256,
+    targets: Targets = None,
+    io_type: Annotated[str, typer.Option("--io-type", help="io_parallel or io_stream, for hls4ml.")] = "io_parallel",
+    input_shape: InputShape = None,
+    input: InputOption = None,
+    set_: SetOption = None,
+    json: Json = False,
+) -> None:
+    """Compare the engines bit for bit: a compiled model on data (random numbers without), or a bundle on its golden vectors.
+
+    Example: pquant-fx verify mynet:build --input-shape 16 --targets integer,onnx,qonnx
+    """
+    if io_type not in ("io_parallel", "io_stream"):
+        raise ConfigError(Problem("PQ405", f"there is no io type '{io_type}'", "io types: io_parallel, io_stream"))
+    chosen = None if targets is None else tuple(name.strip() for name in targets.split(",") if name.strip())
+    say(f"verifying {model} ...")
+    with aside():
+        if is_bundle(model):
+            report = verify_bundle(Path(model), ENGINES if chosen is None else chosen, io_type, samples)
+        else:
+            report = _verified(model, config, set_, input_shape, input or [], data, samples, chosen, io_type)
+    if json:
+        as_json(report_data(report))
+    else:
+        print(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def passes(config: ConfigName = "fixed8", set_: SetOption = None, json: Json = False) -> None:
+    """List the passes that compile and freeze run, in order.
+
+    Example: pquant-fx passes --config float
+    """
+    from pquant_fx.graph.passes import pass_name
+    from pquant_fx.passes import default_pipeline, freezing_pipeline
+
+    found = [
+        {"stage": stage, "name": pass_name(step), "does": _summary(step)}
+        for stage, pipeline in (("compile", default_pipeline(read_config(config, set_))), ("freeze", freezing_pipeline()))
+        for step in pipeline
+    ]
+    if json:
+        as_json(found)
+        return
+    for row in found:
+        print(f"{row['stage']:8s} {row['name']:30s} {row['does']}".rstrip())
+
+
+def _summary(step: Any) -> str:
+    return str(getattr(step, "__doc__", None) or "").strip().partition("\n")[0]
+
+
+def _single(inputs: dict[str, Any]) -> Any:
+    """A model of one input takes its tensor as it is."""
+    return next(iter(inputs.values())) if len(inputs) == 1 else inputs
+
+
+def _compiled(
+    model: str, config: str, settings: list[str] | None, input_shape: str | None, named: list[str], data: Path | None
+) -> tuple[CompiledModel, Any, Data | None]:
+    """The compiled model, calibrated on what there is; inputs for golden vectors; the data."""
+    import pquant_fx as pq
+
+    net, examples = load_model(model)
+    shapes = input_shapes(net, input_shape, named)
+    loaded = read_config(config, settings, shapes)
+    samples = read_data(data, list(shapes) or list(loaded.inputs) or input_names(net)) if data is not None else None
+    say(f"compiling {model} ...")
+    if samples is not None:
+        compiled = pq.compile(net, loaded, samples.first(2), calibration=samples.inputs)
+        return compiled, samples.first(64), samples
+    compiled = pq.compile(net, loaded, None if shapes else examples)
+    return compiled, random_inputs(loaded.input_shapes(), 2) if shapes or examples is None else examples, None
+
+
+def _verified(
+    model: str,
+    config: str,
+    settings: list[str] | None,
+    input_shape: str | None,
+    named: list[str],
+    data: Path | None,
+    samples: int,
+    targets: tuple[str, ...] | None,
+    io_type: str,
+) -> VerifyReport:
+    compiled, inputs, given = _compiled(model, config, settings, input_shape, named, data)
+    if given is not None:
+        inputs = given.first(samples)
+    elif compiled.calibration_source == "shape":
+        # engines are compared on random numbers: then formats that fit random numbers serve as well
+        inputs = random_inputs(compiled.config.input_shapes(), samples)
+        compiled.calibrate(inputs)
+    frozen = compiled.freeze()
+    return frozen.verify(inputs, io_type=io_type) if targets is None else frozen.verify(inputs, targets, io_type)

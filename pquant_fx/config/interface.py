@@ -1,0 +1,80 @@
+"""Sections of ours around the network: its inputs and outputs, joins, calibration, budget and target."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pquant_fx.config.section import Amount, FormatText, Number, Section, Whole, later, not_yet
+
+__all__ = ["Budget", "Calibration", "InputSettings", "JoinPolicy", "Joins", "OutputSettings", "Target"]
+
+JoinPolicy = Literal["align", "shared", "requant"]
+CalibrationMethod = Literal["minmax", "ema", "percentile", "mse", "kl"]
+Size = Annotated[Whole, Field(ge=1)]
+
+
+class InputSettings(Section):
+    """One input of `forward`: shape without batch, and the format that its neighbour delivers (`fixed<16,6>`)."""
+
+    shape: tuple[Size, ...] | None = None
+    format: FormatText | None = None
+
+
+class OutputSettings(Section):
+    """One output, by name or by index from 0: the format that its neighbour expects."""
+
+    format: FormatText | None = None
+
+
+class Joins(Section):
+    """Where branches meet. `align`: branches keep their formats; `shared`: one quantizer for all inputs of the join;
+    `requant`: only the result is quantized. `layers`: policy per pattern, last match wins.
+    """
+
+    policy: JoinPolicy = "align"
+    layers: dict[str, JoinPolicy] = {}
+
+
+class Calibration(Section):
+    """How data formats come from observed values. `batches`: how many are observed; `percentile`: per cent of the values
+    that stay inside (method `percentile`); `safety_bits`: integer bits on top, by default 1 for WRAP modes and 0 otherwise.
+    """
+
+    method: Annotated[CalibrationMethod, not_yet("kl", remedy="use 'mse' or 'percentile'")] = "minmax"
+    batches: Size = 32
+    percentile: Annotated[Number, Field(gt=50, le=100)] = 99.99
+    safety_bits: Annotated[Whole, Field(ge=0, le=8)] | None = None
+
+    def safety(self, overflow: str) -> int:
+        """Integer bits to add to a calibrated format with this overflow mode."""
+        if self.safety_bits is not None:
+            return self.safety_bits
+        return int(overflow.startswith("WRAP"))
+
+
+_BUDGET = "leave it out; set default_weight_bits and sparsity, and read the report"
+
+
+class Budget(Section):
+    """What the finished design may cost: effective bit operations, adder cost, LUTs."""
+
+    ebops: Annotated[Amount | None, later(None, _BUDGET)] = None
+    cost: Annotated[Amount | None, later(None, _BUDGET)] = None
+    lut: Annotated[Amount | None, later(None, _BUDGET)] = None
+
+
+class Target(Section):
+    """What the network is compiled for. `clock_period` in nanoseconds."""
+
+    name: Annotated[Literal["hls4ml", "qonnx", "onnx", "rtl"], not_yet("rtl", remedy="use 'hls4ml'")] = "hls4ml"
+    backend: Annotated[
+        Literal["Vitis", "Vivado", "Quartus", "oneAPI", "Catapult", "Libero"],
+        not_yet("Quartus", "oneAPI", "Catapult", "Libero", remedy="use 'Vitis'"),
+    ] = "Vitis"
+    io_type: Literal["io_parallel", "io_stream"] = "io_parallel"
+    part: str = "xcvu13p-flga2577-2-e"
+    clock_period: Annotated[Number, Field(gt=0)] = 5.0
+    strategy: Annotated[Literal["Latency", "Resource", "Distributed_Arithmetic"], later("Latency", "leave it at 'Latency'")] = "Latency"
+    reuse_factor: Annotated[Size, later(1, "leave it at 1: every multiplication has its own circuit")] = 1

@@ -1,0 +1,218 @@
+"""FrozenModel: the finished network as constants and exact fixed-point types, and the door to every target."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pquant_fx.compiled import CompiledModel
+from pquant_fx.errors import InputError, LoweringError, Place, Problem
+from pquant_fx.graph.analysis import FormatMap, analyse
+from pquant_fx.graph.copies import copy_graph_module
+from pquant_fx.graph.dialect import Quantizer, module_of
+from pquant_fx.graph.info import place
+from pquant_fx.graph.support import unsupported
+from pquant_fx.graph.text import text
+from pquant_fx.lower.exact_forward import compute_dtype
+from pquant_fx.passes import freezing_pipeline
+from pquant_fx.quantize.quantizers import CalibratedQuantizer
+
+if TYPE_CHECKING:
+    from pquant_fx.lower.hls4ml_project import HlsProject
+    from pquant_fx.lower.verify import VerifyReport
+
+__all__ = ["FrozenModel", "freeze"]
+
+TARGETS = ("integer", "onnx", "qonnx", "hls4ml")
+
+
+def freeze(compiled: CompiledModel) -> FrozenModel:
+    """Bake parameters into constants, give every value its exact type, refuse what has none; `compiled` is not changed.
+
+    Raises LoweringError: PQ307 when formats rest on a bare shape, PQ305 for NaN in a parameter, PQ2xx and PQ303 with every
+    node that has no exact fixed-point meaning.
+    """
+    _refuse_uncalibrated(compiled)
+    gm = copy_graph_module(compiled.graph_module)
+    for module in gm.modules():
+        module.eval()
+    _refuse_nan(gm)
+    freezing_pipeline()(gm)
+    gm.delete_all_unused_submodules()
+    formats = analyse(gm)
+    problems = unsupported(gm, formats=formats)
+    if problems:
+        raise LoweringError(problems)
+    return FrozenModel(gm, formats, compiled)
+
+
+def _refuse_uncalibrated(compiled: CompiledModel) -> None:
+    gm = compiled.graph_module
+    remedy = "call calibrate(batches) or fit(train) with real data first"
+    if compiled.calibration_source == "shape" and any(isinstance(m, CalibratedQuantizer) for m in gm.modules()):
+        raise LoweringError(Problem("PQ307", "the formats rest on a bare input shape, no data was seen", remedy))
+    missing = [n for n in gm.graph.nodes if isinstance(m := module_of(gm, n), Quantizer) and not m.calibrated]
+    if missing:
+        raise LoweringError([Problem("PQ307", "this quantizer has no format yet", remedy, place(n)) for n in missing])
+
+
+def _refuse_nan(gm: GraphModule) -> None:
+    bad = [n for n, t in gm.named_parameters() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if bad:
+        raise LoweringError(
+            [Problem("PQ305", f"parameter '{n}' holds NaN or infinity", "load the last good checkpoint", Place(module=n.rpartition(".")[0])) for n in bad]
+        )
+
+
+class FrozenModel(nn.Module):
+    """A network of integers times powers of two. Evaluation only: `train()` leaves it as it is.
+
+    Every target computes the same bits: `forward` in torch, `integer`, and what `to_onnx`, `to_qonnx`, `to_hls4ml` write.
+    """
+
+    graph_module: GraphModule
+
+    def __init__(self, gm: GraphModule, formats: FormatMap, compiled: CompiledModel) -> None:
+        super().__init__()
+        self.config = compiled.config
+        self.input_names = compiled.input_names
+        self.formats = formats
+        self.dtype = compute_dtype(gm, self.formats)
+        self.graph_module = gm.to(self.dtype)
+        self._shapes = dict(compiled._shapes)
+        self._double: GraphModule | None = None
+        self._projects: dict[str, HlsProject] = {}
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FrozenModel:
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's `forward`, exact: float32 where 24 bits hold every sum, else float64.
+
+        Results have the dtype of the input unless they need more bits. Raises InputError: PQ409 for another shape.
+        """
+        inputs = self._bound(args, kwargs)
+        given = torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
+        gm = self._at(torch.float64 if torch.float64 in (given, self.dtype) else torch.float32)
+        dtype = torch.float64 if gm is not self.graph_module else self.dtype
+        with torch.no_grad():
+            flat, spec = tree_flatten(gm(*(x.to(dtype) for x in inputs)))
+        return tree_unflatten([v.to(given) if torch.equal(v.to(given).to(v.dtype), v) else v for v in flat], spec)
+
+    def integer(self, *args: Any, codes: bool = False, **kwargs: Any) -> Any:
+        """The exact interpreter in integer arithmetic, in forward's structure.
+
+        Returns real values (code * 2^-f) as float64, or with `codes=True` the int64 codes. Raises InputError (PQ305, PQ409).
+        """
+        from pquant_fx.lower.integer import IntegerInterpreter, real
+
+        inputs = self._bound(args, kwargs)
+        outputs = IntegerInterpreter(self.graph_module, self.formats).run(*(x.double().numpy(force=True) for x in inputs))
+        return _map_codes(outputs, (lambda c, f: torch.from_numpy(c)) if codes else (lambda c, f: torch.from_numpy(real(c, f))))
+
+    # ---- targets
+    def to_qonnx(self, path: str | PathLike[str] | None = None, strict: bool = False) -> Any:
+        """The interchange file: standard operators and `Quant` nodes. Returns the onnx.ModelProto; writes it when `path` is given.
+
+        strict=True raises LoweringError (PQ205, PQ207) instead of using operators of our own domain. OutputError (PQ505).
+        """
+        from pquant_fx.lower.qonnx import to_qonnx
+
+        return to_qonnx(self.graph_module, path, strict=strict)
+
+    def to_onnx(self, path: str | PathLike[str] | None = None) -> Any:
+        """Plain ONNX: standard operators only, any batch size, the same bits in onnxruntime."""
+        from pquant_fx.lower.onnx_plain import to_onnx
+
+        return to_onnx(self.graph_module, path)
+
+    def to_hls4ml(
+        self,
+        output_dir: str | PathLike[str],
+        backend: str = "Vitis",
+        io_type: str = "io_parallel",
+        part: str = "xcvu13p-flga2577-2-e",
+        clock_period: float = 5,
+        overwrite: bool = False,
+    ) -> HlsProject:
+        """Write an hls4ml project, through the QONNX file. clock_period in ns.
+
+        A directory that we wrote may be replaced with overwrite=True, any other is refused (OutputError PQ506).
+        Raises LoweringError (PQ2xx) with every node that hls4ml can not compute exactly.
+        """
+        from pquant_fx.lower.hls4ml_import import to_hls4ml
+
+        return to_hls4ml(
+            self.to_qonnx(), output_dir, backend=backend, io_type=io_type, part=part, clock_period=clock_period, overwrite=overwrite
+        )
+
+    def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel") -> VerifyReport:
+        """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference.
+
+        x: a tensor, or a tuple of tensors or a dict for several inputs. Raises InputError (PQ409) and ConfigError (PQ405).
+        """
+        from pquant_fx.lower.engines import verify
+
+        inputs = self._bound((), x) if isinstance(x, dict) else self._bound(tuple(x) if isinstance(x, tuple | list) else (x,), {})
+        return verify(self, inputs, targets, io_type)
+
+    def text(self) -> str:
+        """The graph, one node a line, with shapes, formats, module paths and source lines."""
+        return text(self.graph_module, self.formats.named())
+
+    # ---- inside
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        given = {**dict(zip(self.input_names, args)), **kwargs}
+        if len(args) > len(self.input_names) or set(given) != set(self.input_names):
+            what = f"the inputs are {', '.join(self.input_names)}; {len(args) + len(kwargs)} were given"
+            raise InputError(Problem("PQ409", what, "give one tensor for each input"))
+        inputs = [given[n] if isinstance(given[n], Tensor) else torch.as_tensor(given[n]) for n in self.input_names]
+        for name, value in zip(self.input_names, inputs):
+            if self._shapes[name] is not None and tuple(value.shape[1:]) != self._shapes[name]:
+                node = next(n for n in self.graph_module.graph.nodes if n.name == name)
+                what = f"input '{name}' has shape {tuple(value.shape)}, expected (batch, {', '.join(map(str, self._shapes[name] or ()))})"
+                raise InputError(Problem("PQ409", what, "give that shape", place(node)))
+        return inputs
+
+    def _at(self, dtype: torch.dtype) -> GraphModule:
+        if dtype == self.dtype:
+            return self.graph_module
+        if self._double is None:
+            self.__dict__["_double"] = copy_graph_module(self.graph_module).to(dtype)
+        assert self._double is not None
+        return self._double
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModel:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        nn.Module.__init__(twin)
+        keep = {k: v for k, v in self.__dict__.items() if k not in nn.Module().__dict__}
+        twin.__dict__.update({k: copy.copy(v) for k, v in keep.items()})
+        twin.graph_module = copy_graph_module(self.graph_module, memo)
+        twin.formats = analyse(twin.graph_module)
+        twin.__dict__["_double"], twin.__dict__["_projects"] = None, {}
+        return twin
+
+
+def _map_codes(outputs: Any, leaf: Any) -> Any:
+    """Apply `leaf(codes, f)` inside forward's structure; a leaf is what the interpreter marks as one."""
+    from pquant_fx.lower.integer import Codes
+
+    if isinstance(outputs, Codes):
+        return leaf(outputs.codes, outputs.f)
+    if isinstance(outputs, dict):
+        return {k: _map_codes(v, leaf) for k, v in outputs.items()}
+    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+        return type(outputs)(*(_map_codes(v, leaf) for v in outputs))
+    if isinstance(outputs, tuple | list):
+        return type(outputs)(_map_codes(v, leaf) for v in outputs)
+    return outputs
+
+

@@ -1,0 +1,86 @@
+"""Parameter values of a graph as a frozen circuit sees them: evaluated in eval, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from pquant_fx.errors import LoweringError, PQuantError
+from pquant_fx.graph.dialect import BatchStatistics, module_of
+from pquant_fx.graph.info import place
+
+__all__ = ["circuit_inputs", "constant_values", "live_nodes"]
+
+
+def circuit_inputs(gm: GraphModule, node: Node) -> list[Node]:
+    """The nodes that `node` depends on in evaluation: BatchStatistics then reads its running buffers only."""
+    if isinstance(module_of(gm, node), BatchStatistics):
+        return [a for a in node.args[1:] if isinstance(a, Node)]
+    return node.all_input_nodes
+
+
+def live_nodes(gm: GraphModule) -> set[Node]:
+    """Nodes that an output depends on in evaluation, and the placeholders."""
+    live = {n for n in gm.graph.nodes if n.op in ("placeholder", "output")}
+    for node in reversed(gm.graph.nodes):
+        if node in live:
+            live.update(circuit_inputs(gm, node))
+    return live
+
+
+def constant_values(gm: GraphModule) -> dict[Node, Any]:
+    """The value of every live node that depends on parameters and buffers only, in graph order."""
+    values: dict[Node, Any] = {}
+    live = live_nodes(gm)
+    with torch.no_grad(), _evaluation(gm):
+        for node in gm.graph.nodes:
+            if node in live and _is_constant(gm, node, values):
+                values[node] = _checked_value(gm, node, values)
+    return values
+
+
+def _is_constant(gm: GraphModule, node: Node, values: dict[Node, Any]) -> bool:
+    if node.op in ("placeholder", "output"):
+        return False
+    return all(used in values for used in circuit_inputs(gm, node))
+
+
+def _checked_value(gm: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
+    try:
+        return _value(gm, node, values)
+    except PQuantError as error:
+        raise LoweringError([replace(p, place=place(node)) for p in error.problems]) from error
+
+
+def _value(gm: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        found = getattr(gm.get_submodule(owner), name)
+        return found.detach() if isinstance(found, Tensor) else found
+    args = map_arg(node.args, lambda n: values.get(n))
+    kwargs = map_arg(node.kwargs, lambda n: values.get(n))
+    if node.op == "call_function" and callable(node.target):
+        return node.target(*args, **kwargs)
+    if node.op == "call_module":
+        return gm.get_submodule(str(node.target))(*args, **kwargs)
+    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+
+@contextmanager
+def _evaluation(gm: nn.Module) -> Iterator[None]:
+    """Every module in eval, and back in its own mode afterwards."""
+    training = [m for m in gm.modules() if m.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

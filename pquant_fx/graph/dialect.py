@@ -1,0 +1,254 @@
+"""The graph language: which operators a graph may hold after `canonicalize` and `functionalize`, as one table.
+
+Parameters are values: `get_attr conv.weight -> Mask -> Quantizer -> F.conv2d`. `Quantizer` and `Mask` are the two node
+kinds of ours, `call_module` leaves. Everything that is not in `OPS` is *opaque*: it runs and trains as it is, and every
+target refuses it by name.
+
+Canonical argument forms (all positional; n spatial axes; batch is always axis 0):
+
+    F.linear(x, w, b | None)
+    F.conv1d / F.conv2d(x, w, b | None, stride, padding, dilation, groups)      tuples of n ints
+    F.max_pool1d / F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode) tuples of n ints
+    F.avg_pool1d / F.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad)
+    F.relu(x)   F.relu6(x)   F.leaky_relu(x, slope)   F.hardtanh(x, low, high)
+    operator.add / sub / mul / truediv(a, b)       a, b: nodes or Python numbers
+    operator.neg(x)   torch.matmul(a, b)   torch.maximum / torch.minimum(a, b)
+    torch.cat((a, b, ...), axis)                    axis >= 1
+    torch.reshape(x, (-1, *sample_shape))           flatten, view, squeeze, unsqueeze end up here
+    torch.permute(x, axes)                          axes[0] == 0
+    torch.mean(x, axes, keepdim) / torch.sum        sorted axes >= 1
+    F.pad(x, pads, "constant", 0)                   torch's pads, last axis first
+    operator.getitem(x, (slice, ...))               one slice of ints an axis, the first one slice(None, None, None)
+"""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from pquant_fx.errors import PassError, Problem
+from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.graph.info import place
+
+__all__ = ["OPS", "BatchStatistics", "Mask", "Op", "Quantizer", "is_parameter_value", "module_of", "op_of", "verify"]
+
+Kind = Literal["weighted", "arithmetic", "pool", "activation", "grid"]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of the dialect.
+
+    kind: `weighted` multiplies data by a parameter (args 0, 1, 2 are x, weight, bias); `arithmetic` combines values;
+    `pool` sums or averages; `activation` is elementwise on one value; `grid` moves or selects values and keeps their codes.
+    data: how many leading arguments are data values (-1: the first argument is a tuple of them).
+    non_negative: the result is >= 0 whatever the input; None: if all its data inputs are.
+    """
+
+    name: str
+    kind: Kind
+    data: int = 1
+    non_negative: bool | None = False
+
+
+OPS: dict[Callable[..., Any], Op] = {
+    F.linear: Op("linear", "weighted"),
+    F.conv1d: Op("conv1d", "weighted"),
+    F.conv2d: Op("conv2d", "weighted"),
+    torch.matmul: Op("matmul", "arithmetic", 2),
+    operator.add: Op("add", "arithmetic", 2, None),
+    operator.sub: Op("sub", "arithmetic", 2),
+    operator.mul: Op("mul", "arithmetic", 2, None),
+    operator.truediv: Op("div", "arithmetic", 2),
+    operator.neg: Op("neg", "arithmetic"),
+    torch.maximum: Op("maximum", "arithmetic", 2, None),
+    torch.minimum: Op("minimum", "arithmetic", 2, None),
+    torch.rsqrt: Op("rsqrt", "arithmetic"),
+    F.relu: Op("relu", "activation", non_negative=True),
+    F.relu6: Op("relu6", "activation", non_negative=True),
+    F.leaky_relu: Op("leaky_relu", "activation"),
+    F.hardtanh: Op("hardtanh", "activation"),
+    F.avg_pool1d: Op("avg_pool1d", "pool", non_negative=None),
+    F.avg_pool2d: Op("avg_pool2d", "pool", non_negative=None),
+    torch.mean: Op("mean", "pool", non_negative=None),
+    torch.sum: Op("sum", "pool", non_negative=None),
+    F.max_pool1d: Op("max_pool1d", "grid", non_negative=None),
+    F.max_pool2d: Op("max_pool2d", "grid", non_negative=None),
+    F.pad: Op("pad", "grid", non_negative=None),
+    torch.cat: Op("cat", "grid", -1, None),
+    torch.reshape: Op("reshape", "grid", non_negative=None),
+    torch.permute: Op("permute", "grid", non_negative=None),
+    operator.getitem: Op("getitem", "grid", non_negative=None),
+}
+
+
+class Quantizer(nn.Module, ABC):
+    """A value-to-value node that puts its input on a fixed-point grid: `forward(x)` returns q(x; k, i, f).
+
+    How k, i, f come about (given, calibrated, from the input's range, learned) is the subclass's business; every
+    consumer reads them through `kif`, so they can not go stale.
+    """
+
+    rounding: RoundingMode
+    overflow: OverflowMode
+
+    @abstractmethod
+    def kif(self, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """k, i, f as integer-valued tensors that broadcast to the value (batch axis 1 for data).
+
+        x: the value being quantized; only quantizers whose format follows their input need it.
+        """
+
+    @property
+    @abstractmethod
+    def calibrated(self) -> bool:
+        """False while the format is a placeholder that no data, range or user has set."""
+
+    @property
+    def maximum(self) -> float:
+        """Largest value that can come out; infinite while the format is not known."""
+        return self._limit(upper=True)
+
+    @property
+    def minimum(self) -> float:
+        return self._limit(upper=False)
+
+    def _limit(self, upper: bool) -> float:
+        if not self.calibrated:
+            return float("inf") if upper else float("-inf")
+        k, i, f = (t.double() for t in self.kif())
+        high = (torch.exp2(i) - torch.exp2(-f)).clamp(min=0)
+        if upper:
+            return float(high.max())
+        low = -k * (high if self.overflow == "SAT_SYM" else torch.exp2(i))
+        return float(torch.where(k + i + f > 0, low, torch.zeros_like(low)).min())
+
+
+class Mask(nn.Module, ABC):
+    """A weight-to-weight node: `forward(W)` returns the *effective* weight of W's shape, not a 0/1 tensor."""
+
+    @abstractmethod
+    def sparsity(self) -> Tensor:
+        """Fraction of weights that the mask removes, a 0-d tensor."""
+
+
+class BatchStatistics(nn.Module):
+    """Mean and variance that a folded BatchNorm normalises by, stacked as a (2, C) tensor.
+
+    `forward(y, running_mean, running_var, batches)`: in train those of the batch `y` (N, C, ...), biased variance, while
+    the running buffers are updated in place as torch.nn.BatchNorm does (momentum None: cumulative average); in eval the
+    running ones. Freezing replaces the node by the buffers themselves.
+    """
+
+    def __init__(self, momentum: float | None, synchronised: bool = False) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.synchronised = synchronised
+
+    def forward(self, y: Tensor, running_mean: Tensor, running_var: Tensor, batches: Tensor) -> Tensor:
+        if not self.training:
+            return torch.stack((running_mean, running_var))
+        values = y.numel() // y.shape[1]
+        if values < 2:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(y.shape)}")
+        count = torch.full((), float(values), dtype=y.dtype, device=y.device)
+        variance, mean = torch.var_mean(y, [0, *range(2, y.dim())], correction=0)
+        if self.synchronised and torch.distributed.is_available() and torch.distributed.is_initialized():
+            mean, variance, count = _across_ranks(mean, variance, count)
+        with torch.no_grad():
+            batches.add_(1)
+            rate = 1.0 / batches.to(y.dtype) if self.momentum is None else torch.full_like(count, self.momentum)
+            running_mean.lerp_(mean.to(running_mean.dtype), rate.to(running_mean.dtype))
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            running_var.lerp_(unbiased.to(running_var.dtype), rate.to(running_var.dtype))
+        return torch.stack((mean, variance))
+
+
+def _across_ranks(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics over all ranks, weighted by their sample counts; gradients flow back to every rank."""
+    from torch.distributed.nn.functional import all_reduce
+
+    n = mean.numel()
+    total = all_reduce(torch.cat((mean * count, (variance + mean.square()) * count, count.reshape(1))))
+    everywhere = total[:n] / total[-1]
+    return everywhere, total[n:-1] / total[-1] - everywhere.square(), total[-1].detach()
+
+
+def module_of(gm: GraphModule, node: Node) -> nn.Module | None:
+    """The module that `node` calls, or None when it calls none."""
+    return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def op_of(node: Node) -> Op | None:
+    """The dialect entry of `node`, or None (placeholders, outputs, modules, opaque functions)."""
+    return OPS.get(node.target) if node.op == "call_function" and callable(node.target) else None
+
+
+def is_parameter_value(node: Node) -> bool:
+    """Whether `node` depends on parameters and buffers only: a constant of the circuit, batch statistics included."""
+    gm = node.graph.owning_module
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current in seen or (gm is not None and isinstance(module_of(gm, current), BatchStatistics)):
+            continue
+        seen.add(current)
+        if current.op == "placeholder":
+            return False
+        stack.extend(current.all_input_nodes)
+    return True
+
+
+def verify(gm: GraphModule) -> None:
+    """Check the rules that every pass relies on; raises PassError (PQ601) with all violations.
+
+    Every node's inputs exist and precede it, every target resolves, every Quantizer and Mask has one input, a Mask only
+    acts on a parameter value, and there is exactly one output.
+    """
+    problems = []
+
+    def wrong(node: Node, what: str) -> None:
+        problems.append(Problem("PQ601", what, "mend the pass that ran last; `Pipeline` names it", place(node)))
+
+    seen: set[Node] = set()
+    for node in gm.graph.nodes:
+        for used in node.all_input_nodes:
+            if used not in seen:
+                wrong(node, f"'{node.name}' uses '{used.name}' before it is computed")
+        seen.add(node)
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            if not hasattr(gm.get_submodule(owner) if _has(gm, owner) else None, name):
+                wrong(node, f"there is no parameter or buffer '{node.target}'")
+        elif node.op == "call_module":
+            if not _has(gm, str(node.target)):
+                wrong(node, f"there is no module '{node.target}'")
+                continue
+            module = gm.get_submodule(str(node.target))
+            if isinstance(module, Quantizer | Mask) and (len(node.args) != 1 or node.kwargs):
+                wrong(node, f"a {type(module).__name__} takes exactly one value")
+            elif isinstance(module, Mask) and not is_parameter_value(node.args[0]):  # type: ignore[arg-type]
+                wrong(node, "a Mask acts on a parameter, not on data")
+        elif node.op == "call_method":
+            wrong(node, f"method call '{node.target}' survived canonicalize")
+    outputs = [n for n in gm.graph.nodes if n.op == "output"]
+    if len(outputs) != 1:
+        problems.append(Problem("PQ601", f"the graph has {len(outputs)} outputs nodes", "keep exactly one output node"))
+    if problems:
+        raise PassError(problems)
+
+
+def _has(gm: GraphModule, path: str) -> bool:
+    try:
+        gm.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

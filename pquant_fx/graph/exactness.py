@@ -1,0 +1,98 @@
+"""The numeric check of passes that claim to change nothing: results before and after, in float64, in eval and in train.
+
+Dropout is off in both; running statistics are updated in copies. A pass may reorder sums (folding a scale into a weight),
+so equality is asked to 1e-9 of the largest value, which float64 leaves room for and no change of meaning survives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten
+
+from pquant_fx.errors import PassError, Place, Problem
+
+__all__ = ["Examples", "check_exact", "difference", "run_float64"]
+
+Examples = Sequence[Any]
+_TOLERANCE = 1e-9
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def check_exact(gm: GraphModule, examples: Examples, name: str) -> Callable[[], None]:
+    """Remember the results now; the returned function compares them with the results then.
+
+    It raises PassError (PQ604) that names the pass, the mode and the largest difference.
+    """
+    modes = (False, True)
+    before = {mode: _attempt(gm, examples, mode) for mode in modes}
+
+    def compare() -> None:
+        for mode in modes:
+            if before[mode] is None:  # batch statistics of one sample, for example: nothing to compare in this mode
+                continue
+            after = run_float64(gm, examples, mode)
+            worst = difference(before[mode], after)
+            if not worst <= _TOLERANCE:
+                what = f"the pass '{name}' claims to be exact but changes results in {'train' if mode else 'eval'} mode by {worst:.3g}"
+                raise PassError(Problem("PQ604", what, "mend the pass, or declare exact=False", Place(name)))
+
+    return compare
+
+
+def run_float64(model: nn.Module, examples: Examples, training: bool) -> Any:
+    """The results of `model` in float64 with dropout off, without touching its parameters, buffers or mode."""
+    tensors: dict[str, Tensor] = {}
+    for name, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        tensors[name] = t.detach().double() if t.is_floating_point() else t.detach().clone()
+    inputs = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in examples)
+    with torch.no_grad(), _mode(model, training), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return functional_call(model, tensors, inputs, tie_weights=False, strict=False)
+
+
+def difference(a: Any, b: Any) -> float:
+    """Largest difference of two nested results relative to the largest magnitude; infinite when structures differ."""
+    flat_a, spec_a = tree_flatten(a)
+    flat_b, spec_b = tree_flatten(b)
+    if spec_a != spec_b:
+        return float("inf")
+    worst = 0.0
+    for x, y in zip(flat_a, flat_b):
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            worst = max(worst, 0.0 if x == y else float("inf"))
+        elif x.shape != y.shape:
+            return float("inf")
+        elif x.numel() and not torch.equal(x, y):
+            scale = max(float(x.double().abs().max()), 1e-30)
+            gap = float((x.double() - y.double()).abs().max()) / scale
+            worst = max(worst, gap if gap == gap else float("inf"))
+    return worst
+
+
+def _attempt(gm: GraphModule, examples: Examples, training: bool) -> Any:
+    try:
+        return run_float64(gm, examples, training)
+    except ValueError as error:
+        if training and "more than 1 value per channel" in str(error):
+            return None
+        raise
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put the model into a mode with dropout off, and every module back afterwards."""
+    modes = {m: m.training for m in model.modules()}
+    try:
+        for m in modes:
+            m.training = training and not isinstance(m, _DROPOUTS)
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode

@@ -1,0 +1,255 @@
+"""One interval rule per operator of the dialect: `RULES[op](*args) -> (value, accumulator | None)`.
+
+Arguments are the node's, with nodes replaced by intervals. Intervals of data carry a batch axis of 1 in front, so that
+torch's broadcasting has its meaning. A rule raises `Inexact` where the operator has no exact meaning on integer codes.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from pquant_fx.graph import interval_arrays as arrays
+from pquant_fx.graph.interval_codes import Ints, trailing_zeros
+from pquant_fx.graph.interval_weighted import Result, conv_rule, linear_rule, matmul_rule
+from pquant_fx.graph.intervals import Inexact, Interval, align, exact_number, require_bits
+
+__all__ = ["RULES", "division_shift", "power_of_two", "reciprocal"]
+
+Operand = Interval | int | float
+Ns = Sequence[int]
+
+
+def _interval(x: Operand) -> Interval:
+    return x if isinstance(x, Interval) else exact_number(x)
+
+
+def _pair(a: Operand, b: Operand) -> tuple[Interval, Interval]:
+    left, right = align(_interval(a), _interval(b))
+    return left, right
+
+
+def _alone(value: Interval) -> Result:
+    """Arithmetic of two operands has no partial sums: the value is its own accumulator."""
+    return value, value
+
+
+def _add(a: Operand, b: Operand) -> Result:
+    x, y = _pair(a, b)
+    require_bits(max(x.span, y.span) + 1)
+    return _alone(Interval(x.f, x.low + y.low, x.high + y.high, np.minimum(x.zeros, y.zeros)))
+
+
+def _neg(a: Operand) -> Result:
+    x = _interval(a)
+    require_bits(x.span + 1)
+    return _alone(Interval(x.f, -x.high, -x.low, x.zeros))
+
+
+def _sub(a: Operand, b: Operand) -> Result:
+    return _add(a, _neg(b)[0])
+
+
+def _mul(a: Operand, b: Operand) -> Result:
+    x, y = _interval(a), _interval(b)
+    require_bits(x.span + y.span + 1)
+    products = [p * q for p in (x.low, x.high) for q in (y.low, y.high)]
+    zeros = np.minimum(x.zeros + y.zeros, 63)
+    return _alone(Interval(x.f + y.f, np.minimum.reduce(products), np.maximum.reduce(products), zeros))
+
+
+def _div(a: Operand, b: Operand) -> Result:
+    divisor = _interval(b)
+    return _mul(a, reciprocal(divisor))
+
+
+def reciprocal(divisor: Interval) -> Interval:
+    """1 / d of constant powers of two. Raises Inexact (PQ202) for any other divisor."""
+    sign = np.sign(divisor.low)
+    if not divisor.is_constant or not (np.abs(divisor.low) == np.int64(1) << np.minimum(divisor.zeros, 62)).all() or not sign.all():
+        raise Inexact("PQ202", "a division is exact by constant powers of two only", "divide by 2^n, or multiply by a dyadic constant")
+    powers = np.broadcast_to(divisor.zeros, sign.shape)
+    largest = int(powers.max(initial=0))
+    codes = sign * (np.int64(1) << (largest - powers))
+    return Interval(largest - divisor.f, codes, codes)
+
+
+def _extreme(choose: Callable[[Ints, Ints], Ints]) -> Callable[[Operand, Operand], Result]:
+    def rule(a: Operand, b: Operand) -> Result:
+        x, y = _pair(a, b)
+        return _alone(Interval(x.f, choose(x.low, y.low), choose(x.high, y.high), np.minimum(x.zeros, y.zeros)))
+
+    return rule
+
+
+def _relu(x: Interval) -> Result:
+    return Interval(x.f, np.maximum(x.low, 0), np.maximum(x.high, 0), x.zeros), None
+
+
+def _hardtanh(x: Interval, low: float, high: float) -> Result:
+    bounds = [exact_number(low), exact_number(high)]
+    x, least, most = align(x, *bounds)
+    clipped = [np.minimum(np.maximum(c, least.low), most.low) for c in (x.low, x.high)]
+    zeros = np.minimum(x.zeros, np.minimum(least.zeros, most.zeros))
+    return Interval(x.f, clipped[0], clipped[1], zeros), None
+
+
+def _relu6(x: Interval) -> Result:
+    return _hardtanh(x, 0, 6)
+
+
+def _leaky_relu(x: Interval, slope: float = 0.01) -> Result:
+    factor = exact_number(slope)
+    code = int(factor.low)
+    require_bits(x.span + factor.span + max(factor.f, 0) + 1)
+    positive, f = (x.at(x.f + factor.f), x.f + factor.f) if factor.f >= 0 else (x, x.f)
+    scale = code if factor.f >= 0 else code << -factor.f
+    ends = [np.minimum(c, 0) * scale for c in (x.low, x.high)]
+    above = [np.maximum(c, 0) for c in (positive.low, positive.high)]
+    if scale >= 0:
+        low, high = ends[0] + above[0], ends[1] + above[1]
+    else:
+        crosses = (x.low <= 0) & (x.high >= 0)
+        low = np.where(crosses, 0, np.minimum(ends[0] + above[0], ends[1] + above[1]))
+        high = np.maximum(ends[0] + above[0], ends[1] + above[1])
+    zeros = np.minimum(positive.zeros, np.minimum(x.zeros + trailing_zeros(np.int64(scale)), 63))
+    return Interval(f, low, high, zeros), None
+
+
+def _max_pool(x: Interval, *geometry: Any) -> Result:
+    low, high = (arrays.window_max(c, *geometry) for c in (x.low, x.high))
+    return Interval(x.f, low, high, -arrays.window_max(-x.zeros, *geometry)), None
+
+
+def power_of_two(count: int, what: str) -> int:
+    """log2 of the number of averaged elements. Raises Inexact (PQ202) unless it is a power of two."""
+    if count < 1 or count & (count - 1):
+        raise Inexact("PQ202", f"{what} averages {count} elements: the division is not exact", "average over 2^n elements, or sum instead")
+    return count.bit_length() - 1
+
+
+def division_shift(spatial: Ns, kernel: Ns, stride: Ns, padding: Ns, ceil_mode: bool, count_include_pad: bool) -> int:
+    """log2 of an average pool's window. Raises Inexact (PQ202) where windows divide by different or odd numbers."""
+    ones = tuple(1 for _ in kernel)
+    pads = arrays.pool_geometry(spatial, kernel, stride, padding, ones, ceil_mode)
+    beyond = any(after > p for (_, after), p in zip(pads, padding))
+    if any(padding) and not count_include_pad:
+        raise Inexact("PQ202", "windows at the border divide by fewer elements", "set count_include_pad=True, or padding=0")
+    if beyond:
+        raise Inexact("PQ202", "ceil_mode lets the last window divide by fewer elements", "set ceil_mode=False, or pad the input")
+    return power_of_two(math.prod(kernel), "the pooling window")
+
+
+def _avg_pool(x: Interval, kernel: Ns, stride: Ns, padding: Ns, ceil_mode: bool, count_include_pad: bool) -> Result:
+    shift = division_shift(x.shape[-len(kernel) :], kernel, stride, padding, ceil_mode, count_include_pad)
+    require_bits(x.span + shift)
+
+    def summed(codes: Ints) -> Ints:
+        return arrays.window_sum(codes, kernel, stride, padding, ceil_mode)
+
+    ones = tuple(1 for _ in kernel)
+    zeros = -arrays.window_max(-x.zeros, kernel, stride, padding, ones, ceil_mode)
+    return _averaged(x, summed, zeros, shift)
+
+
+def _averaged(x: Interval, summed: Callable[[Ints], Ints], zeros: Ints, shift: int) -> Result:
+    """Sums over elements, then a moved binary point."""
+    value = Interval(x.f + shift, summed(x.low), summed(x.high), zeros)
+    sums = Interval(x.f, summed(np.minimum(x.low, 0)), summed(np.maximum(x.high, 0)), zeros)
+    return value, sums
+
+
+def _sum(x: Interval, axes: Sequence[int], keepdim: bool = False, *, mean: bool = False) -> Result:
+    where = tuple(axes)
+    _within_samples(bool(where) and all(a % x.low.ndim for a in where))
+    count = math.prod(x.shape[a] for a in where)
+    shift = power_of_two(count, "the mean") if mean else 0
+    require_bits(x.span + max(count, 1).bit_length())
+
+    def summed(codes: Ints) -> Ints:
+        return codes.sum(axis=where, keepdims=keepdim)
+
+    return _averaged(x, summed, x.zeros.min(axis=where, keepdims=keepdim), shift)
+
+
+def _mean(x: Interval, axes: Sequence[int], keepdim: bool = False) -> Result:
+    return _sum(x, axes, keepdim, mean=True)
+
+
+def _pad(x: Interval, pads: Sequence[int], mode: str = "constant", value: float | None = 0) -> Result:
+    if mode != "constant":
+        raise Inexact("PQ202", f"padding mode '{mode}' has no fixed-point meaning yet", "pad with zeros")
+    x, filler = align(x, exact_number(value or 0))
+    code = int(filler.low)
+    known = int(filler.zeros)
+    return Interval(x.f, arrays.pad(x.low, pads, code), arrays.pad(x.high, pads, code), arrays.pad(x.zeros, pads, known)), None
+
+
+def _within_samples(kept: bool) -> None:
+    """Raise Inexact (PQ202) when an operator works across the batch axis."""
+    if not kept:
+        raise Inexact("PQ202", "it works across the samples of a batch", "leave axis 0 alone: a circuit sees one sample at a time")
+
+
+def _cat(values: Sequence[Interval], axis: int) -> Result:
+    _within_samples(axis % values[0].low.ndim > 0)
+    parts = align(*values)
+    low, high, zeros = (np.concatenate([getattr(p, name) for p in parts], axis=axis) for name in ("low", "high", "zeros"))
+    return Interval(parts[0].f, low, high, zeros), None
+
+
+def _reshape(x: Interval, shape: Sequence[int]) -> Result:
+    return x.moved(arrays.reshape, shape), None
+
+
+def _permute(x: Interval, axes: Sequence[int]) -> Result:
+    _within_samples(axes[0] == 0)
+    return x.moved(arrays.permute, axes), None
+
+
+def _getitem(x: Interval, index: Any) -> Result:
+    if not isinstance(index, tuple) or not all(isinstance(s, slice) for s in index):
+        raise Inexact("PQ202", f"the index {index!r} is no tuple of slices", "select with slices of constant bounds")
+    _within_samples(index[:1] == (slice(None),))
+    return x.moved(arrays.take, index), None
+
+
+def _rsqrt(x: Interval) -> Result:
+    raise Inexact("PQ201", "rsqrt of data has no exact integer meaning", "use it on parameters only, or replace it by a table")
+
+
+RULES: dict[Callable[..., Any], Callable[..., Result]] = {
+    F.linear: linear_rule,
+    F.conv1d: conv_rule,
+    F.conv2d: conv_rule,
+    torch.matmul: matmul_rule,
+    operator.add: _add,
+    operator.sub: _sub,
+    operator.mul: _mul,
+    operator.truediv: _div,
+    operator.neg: _neg,
+    torch.maximum: _extreme(np.maximum),
+    torch.minimum: _extreme(np.minimum),
+    torch.rsqrt: _rsqrt,
+    F.relu: _relu,
+    F.relu6: _relu6,
+    F.leaky_relu: _leaky_relu,
+    F.hardtanh: _hardtanh,
+    F.avg_pool1d: _avg_pool,
+    F.avg_pool2d: _avg_pool,
+    torch.mean: _mean,
+    torch.sum: _sum,
+    F.max_pool1d: _max_pool,
+    F.max_pool2d: _max_pool,
+    F.pad: _pad,
+    torch.cat: _cat,
+    torch.reshape: _reshape,
+    torch.permute: _permute,
+    operator.getitem: _getitem,
+}

@@ -1,0 +1,166 @@
+"""The only door through which a graph is edited.
+
+A `Rewriter` keeps a journal of the nodes it made, changed or removed; the `Pipeline` compares it with what it finds and
+names a pass that edited behind its back. New nodes inherit the provenance of the node they replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from pquant_fx.graph.dialect import module_of
+from pquant_fx.graph.info import KEY, info
+
+__all__ = ["JOURNAL", "OWN", "Rewriter"]
+
+JOURNAL = "pquant_fx.journal"
+OWN = "pq"  # the reserved child of the model that holds our modules
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Rewriter:
+    """Edits `gm` in place. `changed` tells whether anything was edited."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        self.gm = gm
+        self.graph = gm.graph
+        self._journal: set[str] = gm.meta.setdefault(JOURNAL, set())
+        self._here: Node | None = None
+        self.changed = False
+
+    # ---- reading
+    def module(self, node: Node | Any, kind: Callable[..., M] = nn.Module) -> M | None:  # type: ignore[assignment]
+        """The module that `node` calls, if it is an instance of the class `kind`, else None."""
+        found: Any = module_of(self.gm, node) if isinstance(node, Node) else None
+        return found if isinstance(found, kind) else None  # type: ignore[arg-type]
+
+    def attribute(self, node: Node) -> Tensor:
+        """The parameter or buffer that a `get_attr` node reads."""
+        owner, _, name = str(node.target).rpartition(".")
+        value = getattr(self.gm.get_submodule(owner), name)
+        assert isinstance(value, Tensor)
+        return value
+
+    # ---- making nodes, all placed before the current one
+    @contextmanager
+    def before(self, node: Node) -> Iterator[None]:
+        """New nodes go right before `node` and inherit its provenance."""
+        outer, self._here = self._here, node
+        try:
+            with self.graph.inserting_before(node):
+                yield
+        finally:
+            self._here = outer
+
+    @contextmanager
+    def after(self, node: Node) -> Iterator[None]:
+        """New nodes go right after `node` and inherit its provenance."""
+        outer, self._here = self._here, node
+        try:
+            with self.graph.inserting_before(node.next):
+                yield
+        finally:
+            self._here = outer
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """A new node that calls `function`."""
+        return self._made(self.graph.call_function(function, args, kwargs))
+
+    def call_module(self, path: str, *args: Any) -> Node:
+        """A new node that calls the module at `path` (see `own`)."""
+        return self._made(self.graph.call_module(path, args))
+
+    def get_attr(self, path: str) -> Node:
+        """A new node that reads the parameter or buffer at `path`."""
+        return self._made(self.graph.get_attr(path))
+
+    # ---- modules and constants of ours
+    def own(self, path: str, module: nn.Module) -> str:
+        """Add a module of ours under the reserved child, at a free name near `path`; returns its full path."""
+        wanted = f"{OWN}." + ".".join(part if part.isidentifier() else f"_{part}" for part in path.split(".") if part)
+        full, n = wanted, 1
+        while _exists(self.gm, full):
+            n += 1
+            full = f"{wanted}_{n}"
+        self.gm.add_submodule(full, module)
+        self.changed = True
+        return full
+
+    def constant(self, path: str, value: Tensor) -> Node:
+        """A `get_attr` node that reads `value`, kept as a buffer of ours near `path`."""
+        holder = nn.Module()
+        holder.register_buffer("value", value)
+        return self.get_attr(f"{self.own(path, holder)}.value")
+
+    # ---- edits
+    def replace(self, old: Node, new: Node) -> None:
+        """Let every user of `old` use `new`; the new node takes over the provenance. `old` dies with the next clean-up."""
+        if KEY in old.meta:
+            new.meta[KEY] = old.meta[KEY]
+        for user in list(old.users):
+            if user is not new:
+                self.redirect(user, old, new)
+        self.erase_if_dead(old)
+
+    def redirect(self, user: Node, old: Node, new: Node) -> None:
+        """Let one user take `new` wherever it took `old`."""
+        user.replace_input_with(old, new)
+        self._touch(user)
+
+    def set_args(self, node: Node, *args: Any, **kwargs: Any) -> None:
+        """Give `node` new arguments."""
+        node.args, node.kwargs = args, kwargs
+        self._touch(node)
+
+    def retarget(self, node: Node, function: Callable[..., Any], *args: Any) -> Node:
+        """Replace `node` by a call of `function` at the same place."""
+        with self.before(node):
+            new = self.call(function, *args)
+        self.replace(node, new)
+        return new
+
+    def erase_if_dead(self, node: Node) -> None:
+        """Remove `node` when nothing uses it."""
+        if not node.users and node.op != "output":
+            self._touch(node)
+            self.graph.erase_node(node)
+
+    def remove(self, node: Node) -> None:
+        """Drop an identity: its users take its first input."""
+        source = node.args[0]
+        assert isinstance(source, Node)
+        for user in list(node.users):
+            self.redirect(user, node, source)
+        self.erase_if_dead(node)
+
+    def sweep(self) -> None:
+        """Remove everything that no output depends on (placeholders stay: they are the interface)."""
+        for node in reversed(list(self.graph.nodes)):
+            if node.op not in ("placeholder", "output"):
+                self.erase_if_dead(node)
+
+    # ---- bookkeeping
+    def _made(self, node: Node) -> Node:
+        if self._here is not None:
+            node.meta[KEY] = info(self._here).with_shape(None)
+        self._touch(node)
+        return node
+
+    def _touch(self, node: Node) -> None:
+        self._journal.add(node.name)
+        self.changed = True
+
+
+def _exists(gm: GraphModule, path: str) -> bool:
+    owner: Any = gm
+    for part in path.split("."):
+        if not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+    return True

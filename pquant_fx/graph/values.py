@@ -1,0 +1,81 @@
+"""What can be said about values from the structure of the graph alone."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from pquant_fx.graph.dialect import OPS, Op, Quantizer, is_parameter_value, module_of, op_of
+
+__all__ = ["data_operands", "is_data_quantizer", "is_join", "non_negative", "quantized_source"]
+
+
+def data_operands(node: Node) -> list[Node]:
+    """The data values that an operator of the dialect combines: no weights, biases or other constants."""
+    op = op_of(node)
+    if op is None:
+        return []
+    given = node.args[0] if op.data < 0 else node.args[: op.data]
+    assert isinstance(given, tuple | list)
+    return [a for a in given if isinstance(a, Node) and not is_parameter_value(a)]
+
+
+def is_data_quantizer(node: Node) -> bool:
+    """Whether `node` quantizes data rather than a parameter."""
+    gm = node.graph.owning_module
+    return gm is not None and isinstance(module_of(gm, node), Quantizer) and not is_parameter_value(node)
+
+
+def is_join(node: Node) -> bool:
+    """Whether `node` brings two or more data values together on one grid: add, sub, maximum, minimum, cat."""
+    op = op_of(node)
+    return op is not None and op.name in _JOINS and len(data_operands(node)) > 1
+
+
+def non_negative(node: Node) -> bool:
+    """Whether the value is >= 0 by construction: ReLU and what keeps its sign. Data alone never proves it."""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        op = op_of(current)
+        if op is None:
+            if not is_data_quantizer(current):
+                return False
+            stack.extend(current.all_input_nodes)
+        elif op.non_negative is True:
+            continue
+        elif op.non_negative is False or _negative_constant(current, op):
+            return False
+        else:
+            stack.extend(data_operands(current))
+    return True
+
+
+def quantized_source(node: Node) -> bool:
+    """Whether the value is a data quantizer's output, or such values moved and selected without arithmetic."""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        op = op_of(current)
+        if is_data_quantizer(current):
+            continue
+        if op is None or op.kind != "grid":
+            return False
+        stack.extend(data_operands(current))
+    return True
+
+
+def _negative_constant(node: Node, op: Op) -> bool:
+    """Whether a constant operand could make the result negative."""
+    if op.kind != "arithmetic":
+        return False
+    constants = [a for a in node.args[: op.data] if not isinstance(a, Node) or is_parameter_value(a)]
+    return any(isinstance(c, Node) or (isinstance(c, int | float) and c < 0) for c in constants)
+
+
+_JOINS = frozenset(OPS[f].name for f in OPS if OPS[f].name in ("add", "sub", "maximum", "minimum", "cat"))

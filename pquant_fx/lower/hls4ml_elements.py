@@ -1,0 +1,140 @@
+"""Readers of the ONNX operators that work element by element."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from pquant_fx.lower.hls4ml_net import Affine, Array, Merge, Op, Relu, Shape
+from pquant_fx.lower.hls4ml_read import Node, Reader
+from pquant_fx.lower.hls4ml_shapes import view
+
+__all__ = ["ELEMENT_READERS", "affine"]
+
+_ZERO = np.zeros(())
+_ONE = np.ones(())
+
+
+def affine(node: Node, source: str, output: str, shape: Shape, scale: Array, bias: Array, suffix: str = "") -> Affine:
+    if np.broadcast_shapes(shape, scale.shape, bias.shape) != shape:
+        raise node.refuse("PQ202", f"{node.proto.op_type} makes its input larger by broadcasting", "expand the input before")
+    scale, bias = np.broadcast_to(scale, shape), np.broadcast_to(bias, shape)
+    return Affine(name=node.name + suffix, inputs=(source,), output=output, shape=shape, scale=scale, bias=bias)
+
+
+def _merge(node: Node, operation: Literal["add", "subtract", "multiply", "maximum", "minimum"]) -> list[Op]:
+    first, second = node.shape(0), node.shape(1)
+    if first != second:
+        raise node.refuse("PQ202", f"{node.proto.op_type} of the shapes {first} and {second}", "give both operands the same shape")
+    return [Merge(name=node.name, inputs=(node.inputs[0], node.inputs[1]), output=node.output, shape=first, operation=operation)]
+
+
+def _add(node: Node) -> list[Op]:
+    for constant, data in ((1, 0), (0, 1)):
+        if node.is_constant(constant):
+            bias = node.sample(constant, "operand")
+            return [affine(node, node.inputs[data], node.output, node.shape(data), _ONE, bias)]
+    return _merge(node, "add")
+
+
+def _sub(node: Node) -> list[Op]:
+    if node.is_constant(1):
+        return [affine(node, node.inputs[0], node.output, node.shape(0), _ONE, -node.sample(1, "operand"))]
+    if node.is_constant(0):
+        return [affine(node, node.inputs[1], node.output, node.shape(1), -_ONE, node.sample(0, "operand"))]
+    return _merge(node, "subtract")
+
+
+def _mul(node: Node) -> list[Op]:
+    for constant, data in ((1, 0), (0, 1)):
+        if node.is_constant(constant):
+            scale = node.sample(constant, "operand")
+            return [affine(node, node.inputs[data], node.output, node.shape(data), scale, _ZERO)]
+    return _merge(node, "multiply")
+
+
+def _div(node: Node) -> list[Op]:
+    divisor = node.sample(1, "divisor")
+    if not (np.frexp(np.abs(divisor))[0] == 0.5).all():
+        raise node.refuse("PQ202", "division by a number that is no power of two", "multiply by a quantized reciprocal instead")
+    return [affine(node, node.inputs[0], node.output, node.shape(0), 1 / divisor, _ZERO)]
+
+
+def _neg(node: Node) -> list[Op]:
+    return [affine(node, node.inputs[0], node.output, node.shape(0), -_ONE, _ZERO)]
+
+
+def _extreme(node: Node) -> list[Op]:
+    """Max and Min; with a number as operand through ReLU: max(x, c) = relu(x - c) + c."""
+    if len(node.inputs) != 2:
+        raise node.refuse("PQ202", f"{node.proto.op_type} of {len(node.inputs)} values", "write it with two operands at a time")
+    maximum = node.proto.op_type == "Max"
+    for constant, data in ((1, 0), (0, 1)):
+        if node.is_constant(constant):
+            bound = node.sample(constant, "operand")
+            return _bounded(node, node.inputs[data], node.shape(data), bound if maximum else None, None if maximum else bound)
+    return _merge(node, "maximum" if maximum else "minimum")
+
+
+def _clip(node: Node) -> list[Op]:
+    low = node.sample(1, "low") if node.has(1) else None
+    high = node.sample(2, "high") if node.has(2) else None
+    shape = node.shape(0)
+    if low is not None and high is not None and (low >= high).all():
+        return [affine(node, node.inputs[0], node.output, shape, _ZERO, high)]
+    return _bounded(node, node.inputs[0], shape, low, high)
+
+
+def _bounded(node: Node, source: str, shape: Shape, low: Array | None, high: Array | None) -> list[Op]:
+    """min(max(x, low), high) by two ReLUs: relu(x - low) + low, then high - relu(high - y). Exact: constants only move the zero."""
+    ops: list[Op] = []
+
+    def step(scale: Array, bias: Array) -> None:
+        if (scale == 1).all() and (bias == 0).all():
+            return
+        name = f"{node.output}/step{len(ops)}"
+        ops.append(affine(node, ops[-1].output if ops else source, name, shape, scale, bias, f"/step{len(ops)}"))
+
+    def relu() -> None:
+        name = f"{node.output}/step{len(ops)}"
+        last = ops[-1].output if ops else source
+        ops.append(Relu(name=f"{node.name}/step{len(ops)}", inputs=(last,), output=name, shape=shape))
+
+    if low is not None:
+        step(_ONE, -low)
+        relu()
+        step(_ONE, low)
+    if high is not None:
+        step(-_ONE, high)
+        relu()
+        step(-_ONE, high)
+    return [*ops, view(node, ops[-1].output if ops else source, shape, np.arange(int(np.prod(shape))), shape)]
+
+
+def _relu(node: Node) -> list[Op]:
+    return [Relu(name=node.name, inputs=(node.inputs[0],), output=node.output, shape=node.shape(0))]
+
+
+def _leaky_relu(node: Node) -> list[Op]:
+    """max(x, alpha x) for 0 <= alpha <= 1."""
+    alpha = float(node.attribute("alpha", 0.01))
+    if not 0 <= alpha <= 1:
+        raise node.refuse("PQ202", f"LeakyRelu with slope {alpha}", "use a slope between 0 and 1")
+    shape, scaled = node.shape(0), f"{node.output}/scaled"
+    slope = affine(node, node.inputs[0], scaled, shape, np.full((), alpha), _ZERO, "/scaled")
+    return [slope, Merge(name=node.name, inputs=(node.inputs[0], scaled), output=node.output, shape=shape, operation="maximum")]
+
+
+ELEMENT_READERS: dict[str, Reader] = {
+    "Add": _add,
+    "Sub": _sub,
+    "Mul": _mul,
+    "Div": _div,
+    "Neg": _neg,
+    "Max": _extreme,
+    "Min": _extreme,
+    "Clip": _clip,
+    "Relu": _relu,
+    "LeakyRelu": _leaky_relu,
+}

@@ -1,0 +1,121 @@
+"""One operation that hls4ml lacks -> several that it has: selections and means as convolutions, n-ary joins as trees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from pquant_fx.lower.hls4ml_net import Array, Concat, Conv, Dense, Ints, Op, Pool, Select, Shape, View, refusal
+
+__all__ = ["expand"]
+
+
+def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[str]) -> list[Op]:
+    """`op` itself, or what stands for it. shapes: of the tensors made so far; nonnegative: tensors that are never below 0.
+
+    Raises LoweringError (PQ202) naming the node.
+    """
+    stream = io_type == "io_stream"
+    if isinstance(op, Select):
+        return [_copy(op, shapes[op.inputs[0]])]
+    if isinstance(op, Concat) and len(op.inputs) != 2:
+        return _concat_tree(op, shapes)
+    if isinstance(op, Pool) and op.mode == "Average" and (any(op.pads) or (stream and op.kernel != op.strides)):
+        return [_mean(op)]
+    if isinstance(op, Pool) and op.mode == "Max":
+        return _maximum(op, stream, shapes, nonnegative)
+    return [op]
+
+
+def _concat_tree(op: Concat, shapes: Mapping[str, Shape]) -> list[Op]:
+    """hls4ml joins two values at a time; one value alone is itself."""
+    if len(op.inputs) == 1:
+        return [View(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=np.arange(int(np.prod(op.shape))))]
+    ops: list[Op] = []
+    left, shape = op.inputs[0], list(shapes[op.inputs[0]])
+    for n, right in enumerate(op.inputs[1:], 1):
+        shape[op.axis] += shapes[right][op.axis]
+        part = "" if n == len(op.inputs) - 1 else f"/join{n}"
+        ops.append(replace(op, name=op.name + part, inputs=(left, right), output=op.output + part, shape=tuple(shape)))
+        left = ops[-1].output
+    return ops
+
+
+def _mean(op: Pool) -> Conv:
+    """A mean over 2^m elements is a convolution with the weights 2^-m, which may pad and overlap as it likes."""
+    channels = op.shape[0]
+    weight = np.zeros((channels, channels, *op.kernel))
+    weight[np.arange(channels), np.arange(channels)] = 1 / np.prod(op.kernel)
+    return Conv(
+        name=op.name, inputs=op.inputs, output=op.output, shape=op.shape,
+        weight=weight, bias=np.zeros(channels), strides=op.strides, pads=op.pads,
+    )  # fmt: skip
+
+
+def _maximum(op: Pool, stream: bool, shapes: Mapping[str, Shape], nonnegative: set[str]) -> list[Op]:
+    """hls4ml pads a maximum with the most negative code, which an unsigned type does not have: zeros are padded before it."""
+    if stream and op.kernel != op.strides:
+        raise refusal("PQ202", "MaxPool with overlapping windows in io_stream", "use stride = kernel, or io_type='io_parallel'", op.name)
+    if not any(op.pads):
+        return [op]
+    if op.inputs[0] not in nonnegative:
+        if stream:
+            raise refusal("PQ202", "MaxPool that pads signed values in io_stream", "pool after the ReLU, or do not pad", op.name)
+        return [op]
+    before, half = shapes[op.inputs[0]], len(op.kernel)
+    rows = [np.pad(np.arange(before[n + 1]), (op.pads[n], op.pads[n + half]), constant_values=-1) for n in range(half)]
+    padded = f"{op.output}/padded"
+    shape = (before[0], *(int(r.size) for r in rows))
+    pad = Select(name=f"{op.name}/pad", inputs=op.inputs, output=padded, shape=shape, maps=(np.arange(before[0]), *rows))
+    return [_copy(pad, before), replace(op, inputs=(padded,), pads=(0,) * 2 * half)]
+
+
+def _copy(op: Select, before: Shape) -> Op:
+    """A slice or pad as a layer whose weights are 0 and 1: exact, and free of multipliers once synthesised."""
+    if op.shape == before and all((rows == np.arange(rows.size)).all() for rows in op.maps):
+        return View(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=np.arange(int(np.prod(op.shape))))
+    channels = _matrix(op.maps[0], before[0])
+    bias = np.zeros(channels.shape[0])
+    if len(before) == 1:
+        return Dense(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, weight=channels.T, bias=bias, copies=True)
+    windows = [_window(op, rows, size) for rows, size in zip(op.maps[1:], before[1:], strict=True)]
+    weight = np.zeros((*channels.shape, *(w[0] for w in windows)))
+    weight[(slice(None), slice(None), *(w[1] for w in windows))] = channels
+    pads = (*(w[3] for w in windows), *(w[4] for w in windows))
+    return Conv(
+        name=op.name, inputs=op.inputs, output=op.output, shape=op.shape,
+        weight=weight, bias=bias, strides=tuple(w[2] for w in windows), pads=pads, copies=True,
+    )  # fmt: skip
+
+
+def _matrix(rows: Ints, size: int) -> Array:
+    matrix = np.zeros((rows.size, size))
+    kept = np.flatnonzero(rows >= 0)
+    matrix[kept, rows[kept]] = 1
+    return matrix
+
+
+def _window(op: Select, rows: Ints, size: int) -> tuple[int, int, int, int, int]:
+    """(kernel, tap, stride, pad before, pad after) of a window that picks exactly these rows out of `size`.
+
+    Row r must be the input's row stride * r + shift wherever that exists, and zeros elsewhere.
+    """
+    kept = np.flatnonzero(rows >= 0)
+    if kept.size == 0:
+        raise refusal("PQ202", "a pad that leaves nothing but zeros", "remove it", op.name)
+    stride = int(rows[kept[1]] - rows[kept[0]]) // int(kept[1] - kept[0]) if kept.size > 1 else max(size, rows.size)
+    shift = int(rows[kept[0]]) - stride * int(kept[0])
+    source = stride * np.arange(rows.size) + shift
+    if stride < 1 or (np.where((source >= 0) & (source < size), source, -1) != rows).any():
+        raise refusal("PQ202", "a slice or pad that keeps no regular grid of rows", "split it into plain slices and pads", op.name)
+    before = max(0, -shift)
+    tap = shift + before
+    kernel, after = tap + 1, 0
+    room = size + before - kernel
+    if room < (rows.size - 1) * stride:
+        after = (rows.size - 1) * stride - room
+    elif room >= rows.size * stride:
+        kernel += room - rows.size * stride + 1
+    return kernel, tap, stride, before, after

@@ -1,0 +1,233 @@
+"""One emitter per operator of the dialect, shared by the QONNX and the plain ONNX file: graph node -> ONNX nodes.
+
+An emitter writes the standard operator; where a value is computed in double and onnxruntime has no double kernel
+(Conv, AveragePool), `onnx_wide` takes over.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.nn import functional as F
+
+from pquant_fx.graph.interval_arrays import pool_geometry
+from pquant_fx.lower import onnx_wide
+from pquant_fx.lower.onnx_emission import Emission, Emit, numbers
+from pquant_fx.lower.onnx_graph import Value
+
+__all__ = ["TABLE", "mean_as_pool"]
+
+
+def _linear(e: Emission, node: Node) -> Value:
+    """y = x w^T + b as MatMul and Add (never Gemm: it takes rank 2 only and hides the accumulator)."""
+    x, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
+    inputs = [e.data(node, x), e.cast(e.parameter(weight, "transposed"), e.compute(node))]  # type: ignore[arg-type]
+    if bias is None:
+        return e.result(node, "MatMul", inputs)
+    product = e.step(node, "matmul", "MatMul", inputs, e.shape(node))
+    return e.result(node, "Add", [product, e.data(node, bias)])
+
+
+def _conv(e: Emission, node: Node) -> Value:
+    x, weight, bias, stride, padding, dilation, groups = node.args
+    if e.compute(node) == "float64":
+        return onnx_wide.conv(e, node)
+    inputs = [e.data(node, a) for a in (x, weight, bias) if a is not None]
+    return e.result(
+        node,
+        "Conv",
+        inputs,
+        dilations=numbers(dilation),
+        group=int(groups),  # type: ignore[arg-type]
+        kernel_shape=[int(n) for n in inputs[1].shape[2:]],
+        pads=numbers(padding) * 2,
+        strides=numbers(stride),
+    )
+
+
+def _binary(operator_name: str) -> Emit:
+    def emit(e: Emission, node: Node) -> Value:
+        return e.result(node, operator_name, [e.data(node, a, at) for at, a in enumerate(node.args[:2])])
+
+    return emit
+
+
+def _unary(operator_name: str) -> Emit:
+    def emit(e: Emission, node: Node) -> Value:
+        return e.result(node, operator_name, [e.data(node, node.args[0])])
+
+    return emit
+
+
+def _clip(low: float | None = None, high: float | None = None) -> Emit:
+    def emit(e: Emission, node: Node) -> Value:
+        x = e.data(node, node.args[0])
+        bounds = (low, high) if low is not None else node.args[1:3]
+        limits = [e.constant(node, what, float(b), x.dtype) for what, b in zip(("low", "high"), bounds)]  # type: ignore[arg-type]
+        return e.result(node, "Clip", [x, *limits])
+
+    return emit
+
+
+def _leaky_relu(e: Emission, node: Node) -> Value:
+    slope = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
+    return e.result(node, "LeakyRelu", [e.data(node, node.args[0])], alpha=slope)
+
+
+def _max_pool(e: Emission, node: Node) -> Value:
+    """ceil_mode is written as padding at the end: the runtimes do not agree on what else it means. Padding as large as the
+    kernel, which dilation can ask for and onnxruntime refuses, becomes a Pad with -inf."""
+    kernel, stride, padding, dilation = (numbers(a) for a in node.args[1:5])
+    x = e.data(node, node.args[0])
+    pads = pool_geometry(_spatial(x, kernel), kernel, stride, padding, dilation, bool(node.args[5]))
+    if any(end >= k for (_, end), k in zip(pads, kernel)):
+        x = onnx_wide.padded(e, node, x, pads, float("-inf"))
+        pads, padding = [(0, 0)] * len(kernel), [0] * len(kernel)
+    attributes: dict[str, Any] = {
+        "ceil_mode": 0,
+        "dilations": dilation,
+        "kernel_shape": kernel,
+        "pads": _begins_ends(pads, padding),
+        "strides": stride,
+    }
+    return e.result(node, "MaxPool", [x], **attributes)
+
+
+def _avg_pool(e: Emission, node: Node) -> Value:
+    if e.compute(node) == "float64":
+        return onnx_wide.avg_pool(e, node)
+    x = e.data(node, node.args[0])
+    kernel, stride, padding = (numbers(a) for a in node.args[1:4])
+    include = int(bool(node.args[5]))
+    pads = pool_geometry(_spatial(x, kernel), kernel, stride, padding, [1] * len(kernel), bool(node.args[4]))
+    ceil_mode = int(any(end > p for (_, end), p in zip(pads, padding)))
+    attributes: dict[str, Any] = {
+        "ceil_mode": ceil_mode,
+        "count_include_pad": include,
+        "kernel_shape": kernel,
+        "pads": padding * 2,
+        "strides": stride,
+    }
+    return e.result(node, "AveragePool", [x], **attributes)
+
+
+def _mean(e: Emission, node: Node) -> Value:
+    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
+    return e.result(node, "ReduceMean", [x], axes=axes, keepdims=int(keepdim))
+
+
+def mean_as_pool(e: Emission, node: Node) -> Value:
+    """A mean over all spatial axes as AveragePool over the whole image: hardware tools know no ReduceMean."""
+    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
+    rank = len(x.shape)
+    if rank not in (3, 4) or axes != list(range(2, rank)):
+        return _mean(e, node)
+    kernel = [int(n) for n in x.shape[2:]]
+    spatial = len(kernel)
+    attributes: dict[str, Any] = {
+        "ceil_mode": 0,
+        "count_include_pad": 1,
+        "kernel_shape": kernel,
+        "pads": [0, 0] * spatial,
+        "strides": [1] * spatial,
+    }
+    if keepdim:
+        return e.result(node, "AveragePool", [x], **attributes)
+    pooled = e.step(node, "mean", "AveragePool", [x], (*x.shape[:2], *(1 for _ in kernel)), **attributes)
+    return e.result(node, "Reshape", [pooled, e.constant(node, "shape", [-1, x.shape[1]], "int64")])
+
+
+def _sum(e: Emission, node: Node) -> Value:
+    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
+    return e.result(node, "ReduceSum", [x, e.constant(node, "axes", axes, "int64")], keepdims=int(keepdim))
+
+
+def _pad(e: Emission, node: Node) -> Value:
+    """torch counts pads from the last axis on, ONNX lists all begins, then all ends."""
+    x, pads = e.data(node, node.args[0]), numbers(node.args[1])
+    if len(node.args) > 2 and node.args[2] != "constant":
+        e.refuse(node, "PQ202", f"padding mode '{node.args[2]}' is not supported", "pad with a constant")
+    rank = len(x.shape)
+    begins, ends = [0] * rank, [0] * rank
+    for n in range(len(pads) // 2):
+        begins[rank - 1 - n], ends[rank - 1 - n] = pads[2 * n], pads[2 * n + 1]
+    inputs = [x, e.constant(node, "pads", begins + ends, "int64")]
+    value = float(node.args[3]) if len(node.args) > 3 and node.args[3] is not None else 0.0  # type: ignore[arg-type]
+    if value != 0.0:
+        inputs.append(e.constant(node, "value", value, x.dtype))
+    return e.result(node, "Pad", inputs, mode="constant")
+
+
+def _cat(e: Emission, node: Node) -> Value:
+    parts = node.args[0]
+    assert isinstance(parts, tuple | list)
+    return e.result(node, "Concat", [e.data(node, p) for p in parts], axis=int(node.args[1]))  # type: ignore[arg-type]
+
+
+def _reshape(e: Emission, node: Node) -> Value:
+    shape = [-1, *(int(n) for n in e.shape(node)[1:])]
+    return e.result(node, "Reshape", [e.data(node, node.args[0]), e.constant(node, "shape", shape, "int64")])
+
+
+def _permute(e: Emission, node: Node) -> Value:
+    return e.result(node, "Transpose", [e.data(node, node.args[0])], perm=numbers(node.args[1]))
+
+
+def _getitem(e: Emission, node: Node) -> Value:
+    x, index = e.data(node, node.args[0]), node.args[1]
+    parts: dict[int, tuple[int, int, int]] = {}
+    for axis, part in enumerate(index if isinstance(index, tuple) else (index,)):
+        if not isinstance(part, slice) or (part.step or 1) < 1:
+            e.refuse(node, "PQ202", f"the index {index!r} is no tuple of slices", "select with slices of constant bounds")
+            return x
+        if axis > 0 and part != slice(None):
+            parts[axis] = part.indices(int(x.shape[axis]))
+    if not parts:
+        return e.result(node, "Identity", [x])
+    starts, ends, steps = zip(*parts.values())
+    given = {"starts": starts, "ends": ends, "axes": tuple(parts), "steps": steps}
+    return e.result(node, "Slice", [x, *(e.constant(node, what, v, "int64") for what, v in given.items())])
+
+
+def _begins_ends(pads: Sequence[tuple[int, int]], padding: Sequence[int]) -> list[int]:
+    """All begins, then all ends; what torch leaves over at the end of an axis, ONNX leaves over as well."""
+    return [*padding, *(max(end, p) for (_, end), p in zip(pads, padding))]
+
+
+def _spatial(x: Value, kernel: Sequence[int]) -> list[int]:
+    return [int(n) for n in x.shape[-len(kernel) :]]
+
+
+TABLE: dict[Callable[..., Any], Emit] = {
+    F.linear: _linear,
+    F.conv1d: _conv,
+    F.conv2d: _conv,
+    torch.matmul: _binary("MatMul"),
+    operator.add: _binary("Add"),
+    operator.sub: _binary("Sub"),
+    operator.mul: _binary("Mul"),
+    operator.truediv: _binary("Div"),
+    operator.neg: _unary("Neg"),
+    torch.maximum: _binary("Max"),
+    torch.minimum: _binary("Min"),
+    F.relu: _unary("Relu"),
+    F.relu6: _clip(0.0, 6.0),
+    F.hardtanh: _clip(),
+    F.leaky_relu: _leaky_relu,
+    F.avg_pool1d: _avg_pool,
+    F.avg_pool2d: _avg_pool,
+    F.max_pool1d: _max_pool,
+    F.max_pool2d: _max_pool,
+    torch.mean: _mean,
+    torch.sum: _sum,
+    F.pad: _pad,
+    torch.cat: _cat,
+    torch.reshape: _reshape,
+    torch.permute: _permute,
+    operator.getitem: _getitem,
+}
+"""Every operator of the dialect but rsqrt, which exists on parameters only."""

@@ -1,0 +1,41 @@
+"""A frozen graph as a file of standard ONNX operators only: quantizers decomposed, exact in onnxruntime.
+
+Nodes whose exact accumulator bound stays within float32's 24 bits are computed in float32, the others in float64, with a
+Cast at the border; values leave as float32 wherever they fit.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.fx import GraphModule, Node
+
+from pquant_fx.lower.onnx_emission import Emission, Layout, Target
+from pquant_fx.lower.onnx_graph import Value, write_model
+from pquant_fx.lower.onnx_names import parameter_name
+from pquant_fx.lower.onnx_ops import TABLE
+from pquant_fx.lower.onnx_quant import data_quantizer
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["to_onnx"]
+
+
+def to_onnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, batch: int | None = None) -> onnx.ModelProto:
+    """Write the frozen graph `gm` with a symbolic batch `N`, or a fixed one; layout as in torch.
+
+    All rounding and overflow modes, formats per element. Two exports are equal byte for byte. Raises LoweringError with
+    all problems at once: PQ201 and PQ202 for operators, PQ303 beyond float64; OutputError (PQ505).
+    """
+    return write_model(Emission(gm, Target("plain ONNX", TABLE, data_quantizer, _parameter, doubles=True), batch).run(), path)
+
+
+def _parameter(e: Emission, node: Node, layout: Layout) -> Value:
+    """The quantized values themselves; float64 where float32 can not hold them."""
+    values = e.formats.constants[node].detach().cpu().double().numpy()
+    exact = bool((values.astype(np.float32) == values).all())
+    suffix, values = (".T", values.T) if layout == "transposed" else ("", values)
+    return e.graph.constant(f"{parameter_name(node)}{suffix}", values, "float32" if exact else "float64")

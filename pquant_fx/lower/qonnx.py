@@ -1,0 +1,39 @@
+"""A frozen graph as a QONNX file (Pappalardo et al. 2022): standard operators and `Quant` nodes, for any QONNX toolchain."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import GraphModule
+
+from pquant_fx.lower.onnx_emission import Emission, Target
+from pquant_fx.lower.onnx_graph import write_model
+from pquant_fx.lower.onnx_ops import TABLE, mean_as_pool
+from pquant_fx.lower.onnx_precision import float32_problems
+from pquant_fx.lower.qonnx_quant import OWN_DOMAIN, QUANT_DOMAIN, data_quantizer, parameter
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["OWN_DOMAIN", "QUANT_DOMAIN", "float32_problems", "to_qonnx"]
+
+
+def to_qonnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, strict: bool = False, batch: int = 1) -> onnx.ModelProto:
+    """Write the frozen graph `gm`; layout as in torch (N, C, H, W), batch fixed to `batch` samples, every shape known.
+
+    strict: only the standard domain and `qonnx.custom_op.general`; without it, quantizers that a `Quant` can not express
+    exactly become `FixedPoint` nodes of the domain `pquant_fx.lower.qonnx_ops`, which qonnx imports by itself.
+    Two exports are equal byte for byte. Raises LoweringError with all problems at once: PQ201 and PQ202 for operators,
+    PQ205 for formats that are no scalar width, PQ207 for modes (strict), PQ303 for values beyond float32; OutputError (PQ505).
+    """
+    target = Target(
+        "QONNX",
+        {**TABLE, torch.mean: mean_as_pool},
+        partial(data_quantizer, strict=strict),
+        partial(parameter, strict=strict),
+        doubles=False,
+    )
+    return write_model(Emission(gm, target, batch).run(), path)

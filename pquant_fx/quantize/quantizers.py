@@ -1,0 +1,223 @@
+"""The quantizers of a compiled graph: stored, calibrated, following their value (weights), following a grid (biases)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pquant_fx.errors import CalibrationError, ConfigError, PQuantError, Problem
+from pquant_fx.formats import OverflowMode, RoundingMode, overflow_mode, rounding_mode
+from pquant_fx.graph.dialect import Quantizer
+from pquant_fx.quantize.fixed_point import exact_width, integer_bits
+from pquant_fx.quantize.kernel import Bits, quantize_value, round_value, widened
+from pquant_fx.quantize.observers import METHODS, Observer, make_observer
+from pquant_fx.quantize.rounding import evaluation_mode, is_stochastic, round_codes
+from pquant_fx.quantize.static import FixedQuantizer, FormatBuffers
+
+__all__ = ["AccumulatorQuantizer", "CalibratedQuantizer", "DynamicQuantizer", "FixedQuantizer"]
+
+SPREAD = 16  # a group's i lies at most this much below the largest of its tensor, so that accumulators share one 64-bit grid
+
+
+class CalibratedQuantizer(FixedQuantizer):
+    """A data quantizer of fixed width W whose format `calibrate` derives from observed values (f = W - k - i).
+
+    shape: () for one format, or the value's rank with size 1 on every shared axis, (1, C, 1, 1) for one per channel.
+    signed: k; None leaves it to the data: unsigned iff `non_negative` (the producer can not be negative) and no value
+    was. method: minmax, ema, percentile, mse. safety_bits: extra integer bits, by default 1 for WRAP and WRAP_SM, else 0.
+    """
+
+    needs_data = True
+
+    def __init__(
+        self,
+        width: int,
+        shape: tuple[int, ...] = (),
+        signed: bool | None = None,
+        rounding: str = "RND",
+        overflow: str = "SAT",
+        method: str = "minmax",
+        *,
+        non_negative: bool = False,
+        safety_bits: int | None = None,
+        percentile: float = 99.99,
+    ) -> None:
+        _check_width(width)
+        if method not in METHODS:
+            raise ConfigError(Problem("PQ405", f"there is no calibration method '{method}'", f"use one of {', '.join(METHODS)}"))
+        k = 0 if signed is False else 1
+        super().__init__(torch.full(shape, float(k)), 0, width - k, rounding, overflow, calibrated=False)
+        self.width, self.shape, self.signed, self.method = width, tuple(shape), signed, method
+        self.non_negative, self.percentile = non_negative, percentile
+        self.safety_bits = int(self.overflow in ("WRAP", "WRAP_SM")) if safety_bits is None else safety_bits
+        self._observer: Observer | None = None
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show all values to `observer` and pass them through unchanged; None: quantize again."""
+        self._observer = observer
+
+    def new_observer(self) -> Observer:
+        return make_observer(self.method, self.shape, self.percentile)
+
+    def format_for(self, observer: Observer) -> tuple[Tensor, Tensor, Tensor]:
+        """k, i, f for what `observer` saw: the smallest range that covers it, and what is left of W as fraction bits."""
+        low, high = observer.extremes
+        signed = self.signed if self.signed is not None else not (self.non_negative and bool((low >= 0).all()))
+        k = torch.full_like(low, float(signed))
+        i = observer.integer_bits(k, self.width, self.overflow) + self.safety_bits
+        i = _settled(i, (high <= 0) & ((low >= 0) | (k == 0)))
+        i = _widened_to_wrap(i, high, k, self.width, self.rounding, self.overflow)
+        return k, i, self.width - k - i
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._observer is not None:
+            self._observer.update(x)
+            return x
+        return super().forward(x)
+
+
+class DynamicQuantizer(Quantizer):
+    """A parameter quantizer of width W whose format is a function of the value, alike in train and eval (no state).
+
+    Per group (axis 0: an output channel; None: the tensor): i from the group's range by `integer_bits`, f = W - k - i,
+    k = 1. A group of zeros takes the largest i of the others. Gradient 1 everywhere: the range is the value's own, so
+    nothing saturates by more than one lsb, and pruned groups can recover. Raises ConfigError (PQ306) for an impossible width.
+    """
+
+    def __init__(self, width: int, axis: int | None = 0, rounding: str = "RND", overflow: str = "SAT") -> None:
+        super().__init__()
+        _check_width(width)
+        self.width, self.axis = width, axis
+        self.rounding, self.overflow = rounding_mode(rounding), overflow_mode(overflow)
+
+    @property
+    def calibrated(self) -> bool:
+        return True
+
+    def _limit(self, upper: bool) -> float:
+        return float("inf") if upper else float("-inf")
+
+    def kif(self, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """k, i, f for the value `x`: 0-d for axis None, else x's rank with size 1 on every other axis."""
+        if x is None:
+            raise CalibrationError(Problem("PQ307", "this format follows its value", "give the value: `quantizer.kif(weight)`"))
+        x = widened(x.detach())
+        low, high = self._extremes(x)
+        i = _settled(integer_bits(low, high), (low == 0) & (high == 0))
+        k = torch.ones_like(i)
+        i = _widened_to_wrap(i, high, k, self.width, self.rounding, self.overflow)
+        return k, i, self.width - 1 - i
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.width > exact_width(x.dtype):
+            what = f"{self.width} bits are more than a {x.dtype} value holds exactly ({exact_width(x.dtype)})"
+            raise ConfigError(Problem("PQ306", what, "use the model in float64 (`model.double()`), or fewer bits"))
+        return quantize_value(x, *self.kif(x), self.rounding, self.overflow, self.training, straight=True)
+
+    def frozen(self, x: Tensor) -> FixedQuantizer:
+        """The stored format for the value `x`: `frozen(x)(x)` equals `self(x)` in eval mode, and q is a fixed point of it."""
+        return FixedQuantizer(*self.kif(x), evaluation_mode(self.rounding), self.overflow).to(x.device).eval()
+
+    def extra_repr(self) -> str:
+        groups = "per tensor" if self.axis is None else f"per index of axis {self.axis}"
+        return f"fixed<{self.width},*> {groups}, {self.rounding}, {self.overflow}"
+
+    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.axis is None or x.dim() == 0:
+            return x.amin(), x.amax()
+        shared = [d for d in range(x.dim()) if d != self.axis % x.dim()]
+        return (x.amin(shared, keepdim=True), x.amax(shared, keepdim=True)) if shared else (x, x)
+
+
+class AccumulatorQuantizer(FormatBuffers):
+    """A bias quantizer: rounds to multiples of 2^-f and never saturates, because i follows the value.
+
+    f: fraction bits of the accumulator that the bias is added to, a number or one entry per bias; `calibrate` sets it to
+    f_w + f_x. Passes its input through until then. Gradient 1 everywhere.
+    """
+
+    f: Tensor
+    names = ("f",)
+
+    def __init__(self, f: Bits = 0.0, rounding: str = "RND", overflow: str = "SAT", calibrated: bool = False) -> None:
+        super().__init__(rounding, overflow, calibrated)
+        self.register_buffer("f", self._checked(torch.as_tensor(f, dtype=torch.float32)))
+        self._bypassed = False
+
+    def bypass(self, on: bool) -> None:
+        """Pass values through unrounded, while calibration looks at the rest of the network."""
+        self._bypassed = on
+
+    def set_fraction(self, f: Bits) -> None:
+        """Round to multiples of 2^-f from now on, in place. Raises ConfigError (PQ306)."""
+        self._store("f", self._checked(torch.as_tensor(f).to(self.f)))
+        self._mark(True)
+
+    def _limit(self, upper: bool) -> float:
+        return float("inf") if upper else float("-inf")
+
+    def kif(self, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """k, i, f for the value `x`: k = 1, and the smallest width, one for all entries, that holds the rounded values.
+
+        The width is at least 2, because a signed 1-bit type means different things to different tools.
+        """
+        self._need_calibration()
+        if x is None:
+            raise CalibrationError(Problem("PQ307", "this format follows its value", "give the value: `quantizer.kif(bias)`"))
+        x = x.detach().double()
+        f = self.f.double()
+        n = round_codes(x, f.exp2(), evaluation_mode(self.rounding))
+        magnitude = torch.where(n < 0, -n - 1, n)
+        bits = torch.frexp(magnitude.amax())[1].to(f.dtype).clamp(min=1) if n.numel() else f.new_ones(())
+        i = (bits - f).to(self.f.dtype)
+        return torch.ones_like(i), i, self.f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return round_value(x, self.f, self.rounding, self.training) if self._calibrated and not self._bypassed else x
+
+    def frozen(self, x: Tensor) -> FixedQuantizer:
+        """A stored format that holds the rounded `x` exactly: `frozen(x)(x)` equals `self(x)` in eval mode.
+
+        Raises PQuantError (PQ305) for NaN or infinities, CalibrationError (PQ307) while f is not set, ConfigError (PQ306)
+        when more than 53 bits are needed.
+        """
+        if not bool(x.isfinite().all()):
+            raise PQuantError(Problem("PQ305", "the value holds NaN or infinities", "look for a diverged training or a broken checkpoint"))
+        return FixedQuantizer(*self.kif(x), evaluation_mode(self.rounding), "SAT", saturates=False).to(x.device).eval()
+
+    def extra_repr(self) -> str:
+        if not self.calibrated:
+            return "not calibrated"
+        low, high = int(self.f.min()), int(self.f.max())
+        return f"f={low if low == high else f'{low}..{high}'}, {self.rounding}"
+
+    def _checked(self, f: Tensor) -> Tensor:
+        f = f.detach().round().clone()
+        if not bool((f.abs() <= 126).all()):
+            raise ConfigError(Problem("PQ306", "f is not a number within -126 .. 126", "choose another accumulator format"))
+        return f
+
+
+def _check_width(width: int) -> None:
+    if not 1 <= width <= 53:
+        raise ConfigError(Problem("PQ306", f"a width of {width} bits is impossible", "use 1 to 24 bits, or up to 53 in float64"))
+
+
+def _settled(i: Tensor, zero: Tensor) -> Tensor:
+    """Groups of zeros take the largest i of the others (0 when there is none), tiny groups at most SPREAD below it.
+
+    A finer lsb than that would only widen the grid on which the accumulators of all groups meet.
+    """
+    top = torch.where(zero, -torch.inf, i).amax()
+    top = torch.where(top.isinf(), 0.0, top)
+    return torch.where(zero, top, torch.maximum(i, top - SPREAD))
+
+
+def _widened_to_wrap(i: Tensor, high: Tensor, k: Tensor, width: int, rounding: RoundingMode, overflow: OverflowMode) -> Tensor:
+    """One more integer bit where `high` would round beyond the largest code and not saturate (A power of two would wrap)."""
+    if overflow in ("SAT", "SAT_SYM"):
+        return i
+    magnitude_bits = width - k
+    scale = (magnitude_bits - i).exp2()
+    code = (high * scale).ceil() if is_stochastic(rounding) else round_codes(high, scale, rounding)
+    return i + (code > magnitude_bits.exp2() - 1).to(i.dtype)

@@ -1,0 +1,212 @@
+"""The quantizer with a stored format, base of the calibrated one and what every quantizer becomes when frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pquant_fx.errors import CalibrationError, ConfigError, Problem
+from pquant_fx.formats import overflow_mode, rounding_mode
+from pquant_fx.graph.dialect import Quantizer
+from pquant_fx.quantize.fixed_point import exact_width
+from pquant_fx.quantize.kernel import Bits, Grid, quantize_value
+from pquant_fx.quantize.rounding import evaluation_mode
+
+__all__ = ["FixedQuantizer", "FormatBuffers"]
+
+_EXPONENT_LIMIT = 126
+
+
+class FormatBuffers(Quantizer):
+    """A quantizer that keeps numbers of its format in buffers, and whether they were set in the buffer `known`.
+
+    The buffers may change shape when a format is set (a scalar placeholder becomes one entry a channel), so loading a
+    state takes over the stored shapes. `calibrated` is a Python mirror of `known`: no synchronisation in forward.
+    `needs_data`: whether the format has to come from data.
+    """
+
+    needs_data: bool = False
+
+    known: Tensor
+    names: tuple[str, ...] = ()
+
+    def __init__(self, rounding: str, overflow: str, known: bool) -> None:
+        super().__init__()
+        self.rounding, self.overflow = rounding_mode(rounding), overflow_mode(overflow)
+        self.register_buffer("known", torch.tensor(int(known)))
+        self._calibrated = known
+
+    @property
+    def calibrated(self) -> bool:
+        return self._calibrated
+
+    def _store(self, name: str, value: Tensor) -> None:
+        """In place where the shape allows it, so that captured graphs and flattened buffers keep their storage."""
+        buffer: Tensor = getattr(self, name)
+        if value.shape == buffer.shape:
+            buffer.copy_(value)
+        else:
+            setattr(self, name, value.detach().to(buffer).clone())
+
+    def snapshot(self) -> Callable[[], None]:
+        """Remember the format now; the returned function brings it back."""
+        state, known = {name: getattr(self, name).detach().clone() for name in self.names}, self.calibrated
+
+        def restore() -> None:
+            for name, value in state.items():
+                self._store(name, value)
+            self._mark(known)
+            self._loaded()
+
+        return restore
+
+    def _mark(self, known: bool) -> None:
+        self.known.fill_(int(known))
+        self._calibrated = known
+
+    def _need_calibration(self) -> None:
+        if not self.calibrated:
+            raise CalibrationError(
+                Problem("PQ307", f"this {type(self).__name__} has no format yet", "call `model.calibrate(batches)`, or set a format")
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.names:
+            stored = state_dict.get(prefix + name)
+            if isinstance(stored, Tensor) and stored.shape != getattr(self, name).shape:
+                setattr(self, name, getattr(self, name).new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._calibrated = bool(self.known)
+        self._loaded()
+
+    def _loaded(self) -> None:
+        """Called after a state was loaded."""
+
+
+class FixedQuantizer(FormatBuffers):
+    """q(x; k, i, f) with a stored format: numbers, or tensors that broadcast to the value (data: the batch axis has size 1).
+
+    calibrated: False makes the numbers a placeholder; until a format is set the module passes its input through.
+    saturates: False states that no value reaches the bounds (frozen biases), so that more than 24 bits are exact in
+    float32 too; otherwise a wider format refuses float32 values (PQ306). Raises ConfigError (PQ306) for an impossible
+    format or mode.
+    """
+
+    k: Tensor
+    i: Tensor
+    f: Tensor
+    names = ("k", "i", "f")
+
+    def __init__(
+        self,
+        k: Bits,
+        i: Bits,
+        f: Bits,
+        rounding: str = "RND",
+        overflow: str = "SAT",
+        calibrated: bool = True,
+        *,
+        saturates: bool = True,
+    ) -> None:
+        super().__init__(rounding, overflow, calibrated)
+        self.saturates = saturates
+        self._kept: tuple[tuple[tuple[Tensor, int], ...], torch.dtype, Grid] | None = None
+        bits = [b.detach().clone() if isinstance(b, Tensor) else torch.tensor(float(b)) for b in (k, i, f)]
+        dtype = torch.float64 if any(b.dtype == torch.float64 for b in bits) else torch.float32
+        for name, value in zip(self.names, self._checked(*(b.to(dtype) for b in bits))):
+            self.register_buffer(name, value.clone())
+        self._loaded()
+
+    def set_format(self, k: Bits, i: Bits, f: Bits) -> None:
+        """Give the quantizer another format, in place; it counts as calibrated from then on. Raises ConfigError (PQ306)."""
+        bits = self._checked(*(torch.as_tensor(b).detach().to(self.f) for b in (k, i, f)))
+        for name, value in zip(self.names, bits):
+            shape: torch.Size = getattr(self, name).shape
+            fits = value.dim() <= len(shape) and all(a in (1, b) for a, b in zip(reversed(value.shape), reversed(shape)))
+            self._store(name, value.expand(shape) if fits else value)
+        self._mark(True)
+        self._loaded()
+
+    def kif(self, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.k, self.i, self.f
+
+    def forward(self, x: Tensor) -> Tensor:
+        """q(x), of x's shape; x itself while no format is set."""
+        if not self._calibrated:
+            return x
+        if self._widest > exact_width(x.dtype) and self.saturates:
+            what = f"{self._widest} bits are more than a {x.dtype} value holds exactly ({exact_width(x.dtype)})"
+            raise ConfigError(Problem("PQ306", what, "use the model in float64 (`model.double()`, `x.double()`), or fewer bits"))
+        grid = None if torch.compiler.is_compiling() else self._grid(x)
+        return quantize_value(x, self.k, self.i, self.f, self.rounding, self.overflow, self.training, grid=grid)
+
+    def frozen(self, x: Tensor | None = None) -> FixedQuantizer:
+        """The same format as a plain FixedQuantizer in eval mode, stochastic rounding replaced by its evaluation mode.
+
+        Raises CalibrationError (PQ307) while no format is set.
+        """
+        self._need_calibration()
+        made = FixedQuantizer(self.k, self.i, self.f, evaluation_mode(self.rounding), self.overflow, saturates=self.saturates)
+        return made.to(self.f.device).eval()
+
+    def _grid(self, x: Tensor) -> Grid | None:
+        """The format's constants in the dtype that x is computed in, kept while nobody exchanges or edits the buffers.
+
+        They cost more than quantizing a small value does. None under transforms and modes whose tensors must not be kept.
+        """
+        bits = (self.k, self.i, self.f)
+        if torch.is_inference_mode_enabled() or any(torch._C._functorch.is_functorch_wrapped_tensor(b) or b.is_inference() for b in bits):
+            return None
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        kept = self._kept
+        if kept is None or kept[1] != dtype or any(a is not b or v != b._version for (a, v), b in zip(kept[0], bits)):
+            with torch.no_grad():
+                made = Grid.of(self.k.to(dtype), self.i.to(dtype), self.f.to(dtype), self.overflow)
+            if type(made.low) is not Tensor:  # fake tensors, for example
+                return made
+            self._kept = kept = (tuple((b, b._version) for b in bits), dtype, made)
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+    def extra_repr(self) -> str:
+        if not self.calibrated:
+            return "not calibrated"
+        return f"{format_text(*self.kif())}, {self.rounding}, {self.overflow}"
+
+    def _loaded(self) -> None:
+        self._widest = int((self.k + self.i + self.f).max()) if self.f.numel() else 0
+
+    def _checked(self, k: Tensor, i: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = torch.broadcast_shapes(k.shape, i.shape, f.shape)  # type: ignore[no-untyped-call]
+        k, i, f = (t.expand(shape).clone() for t in (k, i.round(), f.round()))
+        what = None
+        if not bool(((k == 0) | (k == 1)).all()):
+            what = "the sign bit k is neither 0 nor 1"
+        elif self.overflow == "WRAP_SM" and bool((k == 0).any()):
+            what = "WRAP_SM is defined for signed formats only"
+        elif not bool(((i.abs() <= _EXPONENT_LIMIT) & (f.abs() <= _EXPONENT_LIMIT)).all()):
+            what = f"i or f is not a number within -{_EXPONENT_LIMIT} .. {_EXPONENT_LIMIT}"
+        elif bool((k + i + f > 53).any()):
+            what = "a format is wider than 53 bits, the most that float64 holds exactly"
+        if what is not None:
+            raise ConfigError(Problem("PQ306", what, "choose another format, or another overflow mode"))
+        return k, i, f
+
+
+def format_text(k: Tensor, i: Tensor, f: Tensor) -> str:
+    """`fixed<8,1>`, or with the ranges of W and I over channels: `fixed<8,-3..1>`."""
+    k, i, f = (t.detach().double().cpu() for t in (k, i, f))
+    width = torch.where(i + f < 0, 0.0, (k + i + f).clamp(min=0))
+    if not bool((width > 0).any()):
+        return "zero"
+
+    def span(t: Tensor) -> str:
+        low, high = int(t.min()), int(t.max())
+        return f"{low}" if low == high else f"{low}..{high}"
+
+    return f"{'' if bool(k.any()) else 'u'}fixed<{span(width)},{span(k + i)}>"

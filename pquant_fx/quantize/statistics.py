@@ -1,0 +1,66 @@
+"""BatchNorm statistics of a network that never saw data, for the time of a calibration.
+
+Formats calibrated on the initial running statistics (mean 0, variance 1) would fit no batch that training ever sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from pquant_fx.graph.dialect import BatchStatistics, module_of
+
+__all__ = ["measured_statistics"]
+
+
+@contextmanager
+def measured_statistics(gm: GraphModule, batches: Sequence[Any]) -> Iterator[None]:
+    """Let every BatchStatistics that has seen no batch use the averages over `batches`; the buffers are restored afterwards.
+
+    Batches that are too small to have a variance are left out.
+    """
+    fresh = [(module, buffers) for module, buffers in _statistics(gm) if int(buffers[2]) == 0]
+    saved = [(b, b.clone()) for _, buffers in fresh for b in buffers]
+    momenta = [(module, module.momentum) for module, _ in fresh]
+    modes = {m: m.training for m in gm.modules()}
+    try:
+        if fresh:
+            for m in modes:
+                m.training = False
+            for module, _ in momenta:
+                module.training, module.momentum = True, None  # None: the plain average over batches
+            with torch.no_grad():
+                for batch in batches:
+                    _run(gm, batch)
+            for m, mode in modes.items():
+                m.training = mode
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+        for module, momentum in momenta:
+            module.momentum = momentum
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
+def _run(gm: GraphModule, batch: Any) -> None:
+    try:
+        gm(*(batch if isinstance(batch, tuple | list) else (batch,)))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+
+
+def _statistics(gm: GraphModule) -> Iterator[tuple[BatchStatistics, list[Tensor]]]:
+    """Each statistics module with its running mean, running variance and batch counter."""
+    for node in gm.graph.nodes:
+        module = module_of(gm, node)
+        if isinstance(module, BatchStatistics):
+            yield module, [gm.get_buffer(str(a.target)) for a in node.args[1:] if isinstance(a, Node)]

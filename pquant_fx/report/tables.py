@@ -1,0 +1,181 @@
+"""One row a value of the circuit: where it comes from, its exact format, its zeros, and what its accumulator must hold."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from pquant_fx.formats import FixedFormat
+from pquant_fx.graph.analysis import FormatMap
+from pquant_fx.graph.dialect import Mask, Quantizer, is_parameter_value, module_of, op_of
+from pquant_fx.graph.info import info
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["GraphTable", "NodeRow", "graph_table"]
+
+HEADERS = ("node", "module", "op", "shape", "format", "sparsity", "accumulator")
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """One value. shape: of one sample, or of the parameter; format: `fixed<W,I>` (W bits in all, I of them integer bits with
+    sign), a range of I where channels differ, "" where the value is on no grid; zeros of `weights` codes are 0 (None for
+    data); accumulator: the exact format that holds every intermediate sum.
+    """
+
+    node: str
+    module: str
+    op: str
+    shape: tuple[int, ...] | None
+    format: str
+    weights: int | None = None
+    zeros: int | None = None
+    accumulator: str = ""
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zero codes in a parameter, None for data."""
+        return None if not self.weights or self.zeros is None else self.zeros / self.weights
+
+    def cells(self) -> tuple[str, ...]:
+        shape = "" if self.shape is None else "x".join(map(str, self.shape)) or "scalar"
+        sparsity = "" if self.sparsity is None else f"{self.sparsity:.1%}"
+        return self.node, self.module, self.op, shape, self.format, sparsity, self.accumulator
+
+
+@dataclass(frozen=True)
+class GraphTable:
+    """Rows in the order of the graph. Prints itself with rich; `to_text` and `to_html` give the same bytes every time."""
+
+    rows: tuple[NodeRow, ...]
+    title: str = "network"
+
+    @property
+    def weights(self) -> int:
+        """Number of weights (biases are not counted)."""
+        return sum(r.weights or 0 for r in self.rows if r.op != "bias")
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zero codes among all weights."""
+        zeros = sum(r.zeros or 0 for r in self.rows if r.op != "bias")
+        return zeros / self.weights if self.weights else 0.0
+
+    @property
+    def summary(self) -> str:
+        return f"{self.weights} weights, {self.sparsity:.1%} of them zero"
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=self.title, caption=self.summary)
+        for name in HEADERS:
+            table.add_column(name, justify="right" if name in ("shape", "sparsity") else "left", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row.cells()))
+        return table
+
+    def to_text(self) -> str:
+        from rich.console import Console
+
+        screen = io.StringIO()
+        Console(file=screen, width=240, color_system=None, force_terminal=False).print(self.__rich__())
+        return "\n".join(line.rstrip() for line in screen.getvalue().splitlines()) + "\n"
+
+    def to_html(self) -> str:
+        """A `<table>` element, to be put into a page; also what notebooks show."""
+        head = "".join(f"<th>{name}</th>" for name in HEADERS)
+        lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells()) + "</tr>" for row in self.rows]
+        body = "\n".join(lines)
+        caption = html.escape(f"{self.title}: {self.summary}")
+        return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def graph_table(gm: GraphModule, formats: FormatMap, title: str = "network") -> GraphTable:
+    """The table of a compiled or frozen graph.
+
+    Parameters appear as they are used, once per quantizer; the arithmetic that leads to them (masks, BatchNorm scales) is
+    left out, as are values that carry no number. formats: what `analyse(gm)` returned.
+    """
+    rows = [_row(gm, node, formats) for node in gm.graph.nodes if _shown(gm, node)]
+    return GraphTable(tuple(rows), title)
+
+
+def _shown(gm: GraphModule, node: Node) -> bool:
+    if node.op == "output" or node.op == "get_attr":
+        return node.op == "get_attr" and any(not is_parameter_value(user) for user in node.users)
+    if is_parameter_value(node):
+        return any(not is_parameter_value(user) for user in node.users)
+    return True
+
+
+def _row(gm: GraphModule, node: Node, formats: FormatMap) -> NodeRow:
+    record, constant = info(node), formats.constants.get(node)
+    site = f"@{record.site}" if record.site > 1 else ""
+    accumulator = formats.accumulators.get(node)
+    if is_parameter_value(node):
+        shape = tuple(constant.shape) if constant is not None else record.shape
+        weights = constant.numel() if constant is not None else None
+        zeros = int((constant == 0).sum()) if constant is not None else None
+        return NodeRow(node.name, record.path + site, _role(node), shape, _format(gm, node, formats), weights, zeros)
+    shape = None if record.shape is None else record.shape[1:]
+    holds = "" if accumulator is None else str(accumulator.format())
+    return NodeRow(node.name, record.path + site, _operation(gm, node), shape, _format(gm, node, formats), accumulator=holds)
+
+
+def _operation(gm: GraphModule, node: Node) -> str:
+    if node.op == "placeholder":
+        return "input"
+    module, op = module_of(gm, node), op_of(node)
+    if isinstance(module, Quantizer):
+        return "quantize"
+    if module is not None:
+        return type(module).__name__
+    return op.name if op is not None else getattr(node.target, "__name__", str(node.target))
+
+
+def _role(node: Node) -> str:
+    """What a parameter is to the node that uses it."""
+    for user in node.users:
+        op = op_of(user)
+        if op is not None and op.kind == "weighted":
+            return "bias" if len(user.args) > 2 and user.args[2] is node else "weight"
+    return "constant"
+
+
+def _format(gm: GraphModule, node: Node, formats: FormatMap) -> str:
+    module = module_of(gm, node)
+    if isinstance(module, Quantizer) and module.calibrated:
+        return _declared(module, formats.constants.get(node.all_input_nodes[0]))
+    if isinstance(module, Mask):
+        return ""
+    interval = formats.intervals.get(node)
+    return "" if interval is None else str(interval.format())
+
+
+def _declared(quantizer: Quantizer, value: Tensor | None) -> str:
+    """The quantizer's own format; one text for all its elements, with ranges where they differ."""
+    kif = [[int(v) for v in t.detach().double().flatten().tolist()] for t in quantizer.kif(value)]
+    count = max(len(part) for part in kif)
+    elements = {FixedFormat(*(part[n if len(part) > 1 else 0] for part in kif)) for n in range(count)}
+    if len(elements) == 1:
+        return str(next(iter(elements)))
+    stored = [e for e in elements if e.width] or list(elements)
+    sign = "" if any(e.k for e in stored) else "u"
+    return f"{sign}fixed<{_span([e.width for e in stored])},{_span([e.k + e.i for e in stored])}>"
+
+
+def _span(values: Sequence[int]) -> str:
+    return str(min(values)) if min(values) == max(values) else f"{min(values)}..{max(values)}"

@@ -1,0 +1,68 @@
+"""Which epoch belongs to which stage: pre-training, `rounds` x training, fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pquant_fx.errors import Problem, TrainingError
+from pquant_fx.train.events import STAGES, Stage
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Epochs of each stage and optimizer steps per epoch. `training` counts all rounds together."""
+
+    pretraining: int
+    training: int
+    fine_tuning: int
+    steps_per_epoch: int
+    rounds: int = 1
+
+    @classmethod
+    def of_length(cls, epochs: int, steps_per_epoch: int, *, pretraining: int, fine_tuning: int, rounds: int = 1) -> Plan:
+        """A plan of `epochs` epochs in all: what pre-training and fine-tuning leave is training.
+
+        Raises TrainingError (PQ412) when a count is no positive integer or the two stages leave nothing.
+        """
+        problems = [
+            Problem("PQ412", f"`{name}` is {value!r}", "give a whole number of at least 1")
+            for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch))
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ]
+        if problems:
+            raise TrainingError(problems)
+        training = epochs - pretraining - fine_tuning
+        if training < 0 or (training == 0 and pretraining + fine_tuning == 0):
+            what = f"{epochs} epochs are fewer than {pretraining} of pre-training and {fine_tuning} of fine-tuning"
+            raise TrainingError(
+                Problem("PQ412", what, "train longer, or lower pretraining_epochs and fine_tuning_epochs in training_parameters")
+            )
+        return cls(pretraining, training, fine_tuning, steps_per_epoch, rounds)
+
+    @property
+    def epochs(self) -> int:
+        return self.pretraining + self.training + self.fine_tuning
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def epochs_of(self, stage: Stage) -> int:
+        return {"pretraining": self.pretraining, "training": self.training, "fine_tuning": self.fine_tuning}[stage]
+
+    def steps_of(self, stage: Stage) -> int:
+        return self.epochs_of(stage) * self.steps_per_epoch
+
+    def stage_at(self, epoch: int) -> tuple[Stage, int]:
+        """Stage of the 0-based `epoch` of the whole training, and its 0-based number inside that stage."""
+        for stage in STAGES:
+            if epoch < self.epochs_of(stage):
+                return stage, epoch
+            epoch -= self.epochs_of(stage)
+        raise IndexError(epoch)
+
+    def round_at(self, stage: Stage, epoch: int) -> int:
+        """The 0-based round of an epoch of the training stage; rounds differ by at most one epoch in length."""
+        return epoch * self.rounds // self.training if stage == "training" else 0

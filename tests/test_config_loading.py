@@ -1,0 +1,233 @@
+"""Reading configurations: presets, files, text, overrides, round trips, and files that can not be read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pquant_fx.config import Config, load_config, preset_names
+from pquant_fx.config.yaml_text import from_text, to_text
+from pquant_fx.configs import load, names
+from pquant_fx.errors import ConfigError, PQuantWarning
+
+
+def problem(source: Any, **options: Any) -> Any:
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, **options)
+    return caught.value.problems[0]
+
+
+def test_shipped_presets() -> None:
+    assert names() == preset_names() == ("fixed8", "float")
+    assert not load("float").quantization_parameters.enable_quantization
+    fixed = load("fixed8")
+    assert (fixed.quantization_parameters.default_data_bits, fixed.quantization_parameters.default_weight_bits) == (8, 8)
+    assert (fixed.training_parameters.epochs, fixed.training_parameters.pretraining_epochs) == (10, 0)
+    assert not fixed.pruning_parameters.enable_pruning
+    assert load_config("fixed8") == fixed
+
+
+def test_every_kind_of_source(tmp_path: Path) -> None:
+    data = {"preset": "fixed8", "training_parameters": {"epochs": 3}, "layers": {"conv1": {"weight_bits": 4}}}
+    expected = load_config(data)
+    text = to_text(data)
+    (tmp_path / "c.yaml").write_text(text)
+    (tmp_path / "c.yml").write_text(text)
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    sources = [text, tmp_path / "c.yaml", str(tmp_path / "c.yml"), str(tmp_path / "c.json"), expected]
+    assert all(load_config(source) == expected for source in sources)
+    assert (expected.training_parameters.epochs, expected.training_parameters.batch_size) == (3, 128)
+    assert data["preset"] == "fixed8"  # the caller's dict is left alone
+
+
+@pytest.mark.parametrize("name", ["fixed8", "float"])
+def test_presets_round_trip_and_give_the_same_text(name: str) -> None:
+    config = load_config(name)
+    assert load_config(config.to_yaml()) == config
+    assert config.to_yaml() == load_config(name).to_yaml()
+    assert "\t" not in config.to_yaml()
+
+
+def test_overrides_are_dotted_and_win() -> None:
+    config = load_config(
+        {"preset": "fixed8", "layers": {"layer1.*": {"weight_bits": 4, "data_bits": 6}}},
+        overrides={
+            "training_parameters.epochs": 3,
+            "layers.layer1.*.weight_bits": 5,
+            "layers.layer1.0.conv1.data_bits": 7,
+            "joins.layers.layer1.*": "shared",
+            "pruning_parameters.sparsity": 0.5,
+            "inputs.x.shape": [16],
+        },
+    )
+    assert config.training_parameters.epochs == 3
+    assert list(config.layers) == ["layer1.*", "layer1.0.conv1"]
+    found = config.settings_for("layer1.0.conv1", "weighted", "Conv2d", 1)
+    assert (found.weight_bits, found.data_bits, found.prune) == (5, 7, True)
+    assert config.join_policy("layer1.0") == "shared"
+    assert config.input_shapes() == {"x": (16,)}
+
+
+def test_an_override_replaces_what_it_excludes() -> None:
+    static = load_config(
+        "fixed8",
+        overrides={"quantization_parameters.default_data_integer_bits": 2, "quantization_parameters.default_data_fractional_bits": 5},
+    )
+    assert static.quantization_parameters.default_data_bits is None
+    back = load_config(static, overrides={"quantization_parameters.default_data_bits": 6})
+    assert (back.quantization_parameters.default_data_bits, back.quantization_parameters.data_format) == (6, None)
+    rule = load_config({"layers": {"fc": {"weight_bits": 4}}}, overrides={"layers.fc.weight_format": "fixed<5,1>"})
+    assert rule.settings_for("fc").weight_bits == 5
+    other = load_config(
+        {"pruning_parameters": {"sparsity": 0.4, "scope": "global"}},
+        overrides={"pruning_parameters.pruning_method": "dst", "pruning_parameters.enable_pruning": False},
+    )
+    assert other.pruning_parameters.pruning_method == "dst"
+    assert load_config("fixed8", overrides={"quantization_parameters.use_hgq": False}) == load_config("fixed8")
+
+
+def test_overriding_a_config_keeps_what_was_left_to_default() -> None:
+    for source in ("fixed8", load_config("fixed8")):
+        assert load_config(source, overrides={"pruning_parameters.sparsity": 0.5}).pruning_parameters.enable_pruning
+    explicit = load_config({"pruning_parameters": {"enable_pruning": False}})
+    assert not load_config(explicit, overrides={"pruning_parameters.sparsity": 0.5}).pruning_parameters.enable_pruning
+
+
+def test_a_rule_laid_over_a_rule_comes_last() -> None:
+    base = load_config({"layers": {"conv1": {"weight_bits": 3}, "*": {"weight_bits": 4}}})
+    assert base.settings_for("conv1").weight_bits == 4
+    assert load_config(base, overrides={"layers.conv1.weight_bits": 3}).settings_for("conv1").weight_bits == 3
+
+
+def test_users_own_training_keys_are_kept_and_typos_warned_about() -> None:
+    with pytest.warns(PQuantWarning, match="did you mean 'epochs'") as caught:
+        config = load_config(
+            {"training_parameters": {"epoch": 7, "optimizer": "adam", "milestones": [3, 5], "lr_decay": 1e-3, "none": None}}
+        )
+    assert len(caught) == 1
+    assert config.training_parameters.model_extra == {"epoch": 7, "optimizer": "adam", "milestones": [3, 5], "lr_decay": 1e-3, "none": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PQuantWarning)
+        assert load_config(config.to_yaml()) == config
+
+
+def test_own_training_values_must_fit_into_a_file() -> None:
+    found = problem({"training_parameters": {"schedule": object(), "nested": {"f": print}}})
+    assert (found.code, found.what.partition(":")[0]) == ("PQ407", "training_parameters.schedule")
+
+
+def test_numbers_without_a_dot_are_numbers() -> None:
+    config = load_config("training_parameters:\n  learning_rate: 1e-3\n  own: 2E5\n  text: '1e-3'\n")
+    assert config.training_parameters.learning_rate == 1e-3
+    assert config.training_parameters.model_extra == {"own": 2e5, "text": "1e-3"}
+    assert load_config(config.to_yaml()) == config
+
+
+# ---- what can not be read
+def test_unknown_presets_name_the_closest() -> None:
+    found = problem("fixd8")
+    assert (found.code, "did you mean 'fixed8'?" in found.remedy) == ("PQ405", True)
+    assert problem({"preset": "flaot"}).code == "PQ405"
+    assert problem({"preset": 8}).code == "PQ407"
+
+
+def test_files_that_can_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "net.yaml").write_text("training_parameters: {}\n")
+    assert problem(tmp_path / "nett.yaml").code == "PQ407"
+    assert "net.yaml" in problem(tmp_path / "nett.yaml").remedy
+    assert problem(str(tmp_path / "nowhere" / "c.yaml")).code == "PQ407"
+    (tmp_path / "folder.yaml").mkdir()
+    assert problem(tmp_path / "folder.yaml").code == "PQ407"
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert problem(tmp_path / "binary.yaml").code == "PQ407"
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    assert "list" in problem(tmp_path / "list.yaml").what
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+    assert problem(7).code == "PQ407"
+
+
+def test_syntax_errors_and_findings_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("training_parameters:\n  epochs: 3\n  rounds: [1\n")
+    assert str(problem(path).place.line).startswith(f"{path}:")
+    path.write_text(
+        "# comment\ntraining_parameters:\n  epochs: x\nquantization_parameters:\n  defualt_data_bits: 3\n"
+        "layers:\n  conv1: {weight_bits: 99}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert {(p.code, p.place.line) for p in caught.value.problems} == {
+        ("PQ406", f"{path}:5"),
+        ("PQ407", f"{path}:3"),
+        ("PQ407", f"{path}:7"),
+    }
+    path.write_text("training_parameters:\n  epochs: 3\n  epochs: 4\n")
+    assert (problem(path).code, problem(path).place.line) == ("PQ407", f"{path}:3")
+    (tmp_path / "c.json").write_text('{"training_parameters": {\n "epochs": }}')
+    assert problem(tmp_path / "c.json").place.line == f"{tmp_path / 'c.json'}:2"
+
+
+# ---- properties
+awkward = st.sampled_from(
+    ["1e5", "-.5E-3", "1.", "1_0", "0x1f", "0o7", "~", "null", "on", "2024-01-01", "12:30", "=", "<<", "a: b", "# c", ".inf", "+1e9"]
+)
+plain = st.recursive(
+    awkward | st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(awkward | st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(plain)
+def test_yaml_text_round_trips_any_plain_data(data: Any) -> None:
+    assert from_text(to_text(data), "text")[0] == data
+
+
+bits = st.integers(1, 32)
+rule = st.fixed_dictionaries(
+    {},
+    optional={
+        "weight_bits": bits,
+        "data_format": st.sampled_from(["fixed<8,3>", "ap_ufixed<4,-1,TRN,WRAP>", "fixed< 6 , 2 , RND_CONV >"]),
+        "weight_rounding": st.sampled_from(["TRN", "RND", "RN_ZERO"]),
+        "granularity": st.sampled_from(["per_tensor", "per_channel"]),
+        "quantize": st.booleans(),
+        "sparsity": st.floats(0, 0.99),
+    },
+)
+configs = st.fixed_dictionaries(
+    {},
+    optional={
+        "preset": st.sampled_from(["fixed8", "float"]),
+        "training_parameters": st.fixed_dictionaries({"epochs": st.integers(0, 500)}, optional={"my own": plain}),
+        "quantization_parameters": st.one_of(
+            st.fixed_dictionaries({"default_data_bits": bits, "round_mode": st.sampled_from(["TRN", "RND_CONV"])}),
+            st.fixed_dictionaries({"default_weight_integer_bits": st.integers(-3, 3), "default_weight_fractional_bits": st.integers(4, 8)}),
+        ),
+        "pruning_parameters": st.fixed_dictionaries({"sparsity": st.floats(0, 0.99), "scope": st.sampled_from(["layer", "global"])}),
+        "layers": st.dictionaries(st.text(min_size=1, max_size=10), rule, max_size=3),
+        "inputs": st.dictionaries(
+            st.text(max_size=5), st.fixed_dictionaries({"shape": st.lists(st.integers(1, 64), max_size=3)}), max_size=2
+        ),
+        "calibration": st.fixed_dictionaries({"method": st.sampled_from(["minmax", "ema", "percentile", "mse"])}),
+    },
+)
+
+
+@settings(max_examples=60)
+@given(configs)
+def test_any_valid_config_round_trips(data: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PQuantWarning)
+        config = load_config(data)
+        again = load_config(config.to_yaml())
+        assert again == config
+        assert again.to_yaml() == config.to_yaml()
+        assert load_config(config, overrides={"training_parameters.epochs": 1}).training_parameters.epochs == 1
