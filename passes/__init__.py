@@ -4,6 +4,7 @@
     functionalize            modules become functions of their parameters
     propagate_shapes         every node knows its shape at the example inputs
     fold_batchnorm           BatchNorm becomes arithmetic on the weights before they are quantized
+    lift_numbers             numbers that have to be rounded become constants; divisions become products
     insert_masks             every prunable weight passes through a mask
     insert_quantizers        every value that hardware computes with gets a format
     align_joins              how branches that meet share a grid
@@ -28,6 +29,7 @@ from pquant_fx.passes.fold_batchnorm import FoldBatchnorm
 from pquant_fx.passes.functionalize import functionalize
 from pquant_fx.passes.insert_masks import InsertMasks
 from pquant_fx.passes.insert_quantizers import InsertQuantizers
+from pquant_fx.passes.lift_numbers import LiftNumbers
 from pquant_fx.passes.propagate_shapes import propagate_shapes
 from pquant_fx.passes.remove_redundant_quantizers import remove_redundant_quantizers
 from pquant_fx.passes.use_running_statistics import use_running_statistics
@@ -43,7 +45,7 @@ def default_pipeline(config: ConfigLike) -> Pipeline:
     prunes, quantizes = config.pruning_parameters.enable_pruning, config.quantization_parameters.enable_quantization
     compress: tuple[Pass, ...] = ()
     if quantizes:
-        compress += (FoldBatchnorm(),)
+        compress += (FoldBatchnorm(), LiftNumbers(config))
     if prunes:
         compress += (InsertMasks(config, mask_for(config)),)
     if quantizes:

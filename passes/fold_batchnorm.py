@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from pquant_fx.errors import PassError, Problem
 from pquant_fx.graph.dialect import BatchStatistics
-from pquant_fx.graph.info import info, place
+from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.rewriter import Rewriter
 
 __all__ = ["FoldBatchnorm", "has_running_statistics"]
@@ -40,7 +40,7 @@ def has_running_statistics(gm: nn.Module) -> bool:
     return any(
         (m.num_batches_tracked is not None and int(m.num_batches_tracked) > 0)
         or bool(m.running_mean.any())  # type: ignore[union-attr]
-        or bool((m.running_var != 1).any())  # type: ignore[operator, union-attr]
+        or bool((m.running_var != 1).any())  # type: ignore[union-attr]
         for m in norms
     )
 
@@ -70,7 +70,14 @@ class FoldBatchnorm:
         running = self.statistics == "running" or (self.statistics == "auto" and has_running_statistics(gm))
         for node in nodes:
             with rw.before(node):
-                rw.replace(node, _rewritten(node, rw, running))
+                new = _rewritten(node, rw, running)
+            layer = info(new) if new.target in _FOLDS_INTO else info(node)
+            source = node.args[0]
+            rw.replace(node, new)
+            set_info(new, layer)  # a folded layer is still called after the convolution, not after its BatchNorm
+            rw.erase_if_dead(source)
+            if new.target in _FOLDS_INTO and not source.users:
+                rw.rename(new, source.name)
         return rw.changed
 
 
@@ -94,14 +101,17 @@ def _rewritten(node: Node, rw: Rewriter, running: bool) -> Node:
     if norm.affine:
         scale = rw.call(operator.mul, rw.get_attr(f"{node.target}.weight"), scale)
     beta = rw.get_attr(f"{node.target}.bias") if norm.affine else None
-    if value.target in _FOLDS_INTO and len(value.users) - (not running) == 1:
-        return _folded(value, scale, mean, beta, rw)
     shape = info(value).shape
     rank = len(shape) if shape is not None else 2
-    offset = rw.call(operator.neg, rw.call(operator.mul, mean, scale)) if beta is None else _minus(beta, rw.call(operator.mul, mean, scale), rw)
-    axes = (-1, *(1 for _ in range(rank - 2)))
-    product = rw.call(operator.mul, value, rw.call(torch.reshape, scale, axes))
-    return rw.call(operator.add, product, rw.call(torch.reshape, offset, axes))
+    alone = len(value.users) - (not running) == 1
+    if value.target in _FOLDS_INTO and alone and (value.target is not F.linear or rank == 2):  # else BN's channels are not Linear's
+        return _folded(value, scale, mean, beta, rw)
+    centre = rw.call(operator.mul, mean, scale)
+    offset = rw.call(operator.neg, centre) if beta is None else rw.call(operator.sub, beta, centre)
+    ones = tuple(1 for _ in range(rank - 2))
+    factor, offset = (rw.call(torch.reshape, v, (-1, *ones)) for v in (scale, offset))
+    set_info(factor, info(factor).with_shape((norm.num_features, *ones)))  # one scale for each channel: each gets its own format
+    return rw.call(operator.add, rw.call(operator.mul, value, factor), offset)
 
 
 def _folded(value: Node, scale: Node, mean: Node, beta: Node | None, rw: Rewriter) -> Node:
@@ -125,7 +135,3 @@ def _statistics(node: Node, value: Node, norm: BatchNorm, rw: Rewriter, running:
     path = rw.own(f"{node.target}.statistics", BatchStatistics(norm.momentum, synchronised=isinstance(norm, nn.SyncBatchNorm)))
     both = rw.call_module(path, value, mean, variance, rw.get_attr(f"{node.target}.num_batches_tracked"))
     return rw.call(operator.getitem, both, 0), rw.call(operator.getitem, both, 1)
-
-
-def _minus(a: Node, b: Node, rw: Rewriter) -> Node:
-    return rw.call(operator.sub, a, b)

@@ -12,7 +12,7 @@ has one quantizer. A bias is rounded to the lsb of the accumulator and never sat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +20,9 @@ from torch.fx import GraphModule, Node
 
 from pquant_fx.config import Config, LayerSettings
 from pquant_fx.formats import FixedFormat
-from pquant_fx.graph.dialect import BatchStatistics, Op, Quantizer, is_parameter_value, op_of
+from pquant_fx.graph.dialect import BatchStatistics, Mask, Op, Quantizer, is_parameter_value, op_of
 from pquant_fx.graph.info import info
-from pquant_fx.graph.rewriter import Rewriter
+from pquant_fx.graph.rewriter import OWN, Rewriter
 from pquant_fx.graph.values import data_operands, non_negative, quantized_source
 from pquant_fx.passes.settings import settings_of
 from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer, DynamicQuantizer, FixedQuantizer
@@ -30,7 +30,7 @@ from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuanti
 __all__ = ["InsertQuantizers"]
 
 _MULTIPLIES = ("matmul", "mul", "div")
-_ADDS = ("add", "sub")
+_ADDS = ("add", "sub", "maximum", "minimum")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Insertion:
         self.done: dict[tuple[str, str], Node] = {}
 
     def input(self, node: Node) -> None:
-        settings = self.config.settings_for(node.name, "input", "placeholder")
+        settings = self.config.settings_for(str(node.target), "input", "placeholder")
         if settings.quantize and node.users and _is_float(node):
             self.value(node, data_quantizer(settings, self.config, node))
 
@@ -95,8 +95,13 @@ class _Insertion:
 
     # ---- data
     def data(self, node: Any) -> None:
-        """Quantize a value where it has no format of its own yet."""
+        """Quantize a value where it has no format of its own yet; what only moves values passes the request on to them."""
         if not isinstance(node, Node) or quantized_source(node) or is_parameter_value(node):
+            return
+        op = op_of(node)
+        if op is not None and op.kind == "grid":
+            for operand in data_operands(node):
+                self.data(operand)
             return
         settings = settings_of(self.config, self.rw.gm, node)
         if settings.quantize:
@@ -116,18 +121,20 @@ class _Insertion:
         weight = node.args[at]
         if isinstance(weight, Node) and is_parameter_value(weight):
             self.parameter(node, at, "weight", weight_quantizer(settings, axis=0))
-        elif isinstance(weight, Node) and self.from_statistics(weight):
-            self.parameter(node, at, "weight", weight_quantizer(settings, axis=0))
 
     def bias(self, node: Node, at: int, settings: LayerSettings) -> None:
         if isinstance(node.args[at], Node):
             self.parameter(node, at, "bias", bias_quantizer(settings))
 
     def constants(self, node: Node, settings: LayerSettings) -> None:
-        """The constant factor of a product: a parameter such as a folded scale, one value per channel or one for all."""
+        """The constant factor of a product: a parameter such as a folded scale, or a number that was lifted.
+
+        A number keeps its leading bits whatever format the weights have: it was written down, not trained into that format.
+        """
         for at, operand in enumerate(node.args[:2]):
             if isinstance(operand, Node) and is_parameter_value(operand):
-                self.parameter(node, at, "weight", weight_quantizer(settings, axis=None))
+                made = weight_quantizer(replace(settings, weight_format=None) if _is_ours(operand) else settings, _only_axis(operand))
+                self.parameter(node, at, "weight", made)
 
     def addends(self, node: Node, settings: LayerSettings) -> None:
         """The constant term of a sum: rounded to the lsb of what it is added to."""
@@ -140,7 +147,9 @@ class _Insertion:
         assert isinstance(source, Node)
         if self.rw.module(source, Quantizer) is not None:
             return
-        label = str(source.target) if source.op == "get_attr" else f"{_label(node)}.{role}"
+        read = source.args[0] if self.rw.module(source, Mask) is not None else source  # a parameter has one mask, and one quantizer
+        assert isinstance(read, Node)
+        label = str(read.target).removeprefix(f"{OWN}.").removesuffix(".value") if read.op == "get_attr" else f"{_label(node)}.{role}"
         key = (label, role)
         if source.op != "call_function" and key in self.done:
             made = self.done[key]
@@ -155,11 +164,6 @@ class _Insertion:
     def only_statistics(self, node: Node) -> bool:
         """Whether the value feeds batch statistics and nothing else: BatchNorm measures the unquantized convolution."""
         return bool(node.users) and all(self.rw.module(u, BatchStatistics) is not None for u in node.users)
-
-    def from_statistics(self, node: Node) -> bool:
-        """Whether a weight is a parameter scaled by batch statistics."""
-        op = op_of(node)
-        return op is not None and op.name == "mul" and isinstance(node.args[0], Node) and is_parameter_value(node.args[0])
 
 
 def data_quantizer(settings: LayerSettings, config: Config, node: Node) -> Quantizer:
@@ -212,6 +216,17 @@ def _label(node: Node) -> str:
     if node.op == "placeholder" or not record.path:
         return node.name
     return record.path if record.site == 1 else f"{record.path}_{record.site}"
+
+
+def _is_ours(node: Node) -> bool:
+    """Whether a constant is no parameter of the user's model."""
+    return node.op == "get_attr" and str(node.target).startswith(f"{OWN}.")
+
+
+def _only_axis(node: Node) -> int | None:
+    """The axis along which a constant holds more than one value, so that each gets a format; None where there are several."""
+    axes = [a for a, size in enumerate(info(node).shape or ()) if size > 1]
+    return axes[0] if len(axes) == 1 else None
 
 
 def _is_float(node: Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,14 +14,15 @@ from pquant_fx.config import Config
 from pquant_fx.errors import InputError, Problem, TransferError
 from pquant_fx.examples import ExampleInputs
 from pquant_fx.graph.copies import adopt_tree, copy_graph_module
-from pquant_fx.graph.info import info, place
+from pquant_fx.graph.inputs import bind_inputs, input_problems, input_specs
 from pquant_fx.graph.rewriter import OWN
 from pquant_fx.graph.text import fingerprint, text
 
 if TYPE_CHECKING:
     from pquant_fx.errors import Problem as Note
     from pquant_fx.frozen import FrozenModel
-    from pquant_fx.train.fit import History
+    from pquant_fx.train.events import EpochEnd
+    from pquant_fx.train.history import History
 
 __all__ = ["CompiledModel"]
 
@@ -44,15 +45,15 @@ class CompiledModel(nn.Module):
         self.config = config
         self.notes = notes
         self._examples = examples
-        self._shapes = {n.name: (tuple(s[1:]) if (s := info(n).shape) is not None else None) for n in gm.graph.nodes if n.op == "placeholder"}
+        self._inputs = input_specs(gm)
         if not hasattr(gm, OWN):
             gm.add_module(OWN, nn.Module())
         gm.get_submodule(OWN).register_buffer("calibrated_on", torch.tensor(0))
 
     # ---- running
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's `forward`: same arguments, same structure of results. Raises InputError (PQ409) on another shape."""
-        self._check_shapes(args, kwargs)
+        """The user's `forward`: same arguments, same structure of results. Raises InputError (PQ409): other shapes or types, wrong names."""
+        self._check_inputs(args, kwargs)
         return self.graph_module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> CompiledModel:
@@ -60,22 +61,20 @@ class CompiledModel(nn.Module):
         self.graph_module.training = mode
         return self
 
-    def _check_shapes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _check_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The graph was specialised to the shapes of the examples (batch excepted): another one would be silently wrong."""
-        if len(args) > len(self._shapes):
-            raise InputError(Problem("PQ409", f"{len(args)} inputs were given", f"the model takes {', '.join(self._shapes)}"))
-        for (name, expected), value in zip(self._shapes.items(), args):
-            self._check_shape(name, expected, value)
-        for name, value in kwargs.items():
-            if name not in self._shapes:
-                raise InputError(Problem("PQ409", f"the model has no input '{name}'", f"its inputs are {', '.join(self._shapes)}"))
-            self._check_shape(name, self._shapes[name], value)
+        if len(args) == len(self._inputs) and not kwargs and self._usual(args):
+            return
+        problems = input_problems(self.graph_module, self._inputs, bind_inputs(self.graph_module, args, kwargs))
+        if problems:
+            raise InputError(problems)
 
-    def _check_shape(self, name: str, expected: tuple[int, ...] | None, value: Any) -> None:
-        if isinstance(value, Tensor) and expected is not None and tuple(value.shape[1:]) != expected:
-            what = f"input '{name}' has shape {tuple(value.shape)}; the model was compiled for (batch, {', '.join(map(str, expected))})"
-            node = next(n for n in self.graph_module.graph.nodes if n.op == "placeholder" and n.name == name)
-            raise InputError(Problem("PQ409", what, "give that shape, or compile again with an example of the new one", place(node)))
+    def _usual(self, args: tuple[Any, ...]) -> bool:
+        """The quick answer for what training feeds; anything else is looked at closely."""
+        for spec, x in zip(self._inputs.values(), args):
+            if not isinstance(x, Tensor) or x.dtype is not torch.float32 or spec.dtype != "float32" or tuple(x.shape[1:]) != spec.shape:
+                return False
+        return len({len(x) for x in args}) == 1
 
     # ---- formats
     @property
@@ -85,24 +84,33 @@ class CompiledModel(nn.Module):
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        return tuple(self._shapes)
+        return tuple(self._inputs)
 
     def calibrate(self, batches: Any, *, source: Source = "data") -> CompiledModel:
         """Set the formats of all calibrated quantizers from data; returns the model.
 
         batches: a tensor of samples, or an iterable of batches; a batch is a tensor, a dict by input name, a tuple with one
         tensor an input, or (x, y), of which x counts. At most `calibration.batches` of them are read.
-        Raises CalibrationError: PQ305 for NaN or infinity, PQ410 for no batch; the formats then stay as they were.
+        Raises CalibrationError: PQ305 for NaN or infinity, PQ410 for no batch; InputError (PQ409) for inputs of other shapes or
+        types. The formats then stay as they were.
         """
         from pquant_fx.quantize.calibration import calibrate
         from pquant_fx.quantize.statistics import measured_statistics
         from pquant_fx.train.data import input_batches
 
         read = list(input_batches(batches, self.input_names, self.config.calibration.batches))
+        self._check_batches(read)
         with measured_statistics(self.graph_module, read):
             calibrate(self.graph_module, read)
-        self.get_submodule(OWN).calibrated_on.fill_(_SOURCES.index(source))  # type: ignore[operator, union-attr]
+        self.get_submodule(OWN).calibrated_on.fill_(_SOURCES.index(source))  # type: ignore[operator]
         return self
+
+    def _check_batches(self, batches: list[tuple[Any, ...]]) -> None:
+        for batch in batches:
+            given = bind_inputs(self.graph_module, batch, {})
+            problems = input_problems(self.graph_module, self._inputs, given, "calibration")
+            if problems:
+                raise InputError(problems)
 
     # ---- training and freezing
     def fit(
@@ -113,7 +121,7 @@ class CompiledModel(nn.Module):
         loss: Callable[[Any, Any], Tensor] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
-        callbacks: Iterable[Callable[[Any], Any]] = (),
+        callbacks: Sequence[Callable[[EpochEnd], None]] = (),
     ) -> History:
         """Train through all stages of the configuration; see `pquant_fx.train.fit.fit` for the arguments."""
         from pquant_fx.train.fit import fit
@@ -174,5 +182,5 @@ class CompiledModel(nn.Module):
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         adopt_tree(self.graph_module, self)  # pickling wrote the tree twice; make it one again

@@ -35,7 +35,7 @@ def overflow_mode(name: str) -> OverflowMode:
     """The overflow mode of that name. Raises ConfigError (PQ306)."""
     if name not in OVERFLOW_MODES:
         raise ConfigError(Problem("PQ306", f"unknown overflow mode '{name}'", f"use one of {', '.join(OVERFLOW_MODES)}"))
-    return name  # type: ignore[return-value]
+    return name
 
 
 @dataclass(frozen=True, order=True)

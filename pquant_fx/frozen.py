@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
 from pquant_fx.graph.dialect import Quantizer, module_of
 from pquant_fx.graph.info import place
+from pquant_fx.graph.inputs import bind_inputs, input_problems, not_finite
 from pquant_fx.graph.support import unsupported
 from pquant_fx.graph.text import text
 from pquant_fx.lower.exact_forward import compute_dtype
@@ -85,7 +87,7 @@ class FrozenModel(nn.Module):
         self.formats = formats
         self.dtype = compute_dtype(gm, self.formats)
         self.graph_module = gm.to(self.dtype)
-        self._shapes = dict(compiled._shapes)
+        self._inputs = dict(compiled._inputs)
         self._double: GraphModule | None = None
         self._projects: dict[str, HlsProject] = {}
         super().train(False)
@@ -156,30 +158,30 @@ class FrozenModel(nn.Module):
     def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel") -> VerifyReport:
         """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference.
 
-        x: a tensor, or a tuple of tensors or a dict for several inputs. Raises InputError (PQ409) and ConfigError (PQ405).
+        x: a tensor, or a tuple of tensors or a dict for several inputs.
+        Raises InputError: PQ409 for other shapes or no sample, PQ305 for NaN or infinity; ConfigError (PQ405) for unknown names.
         """
         from pquant_fx.lower.engines import verify
 
-        inputs = self._bound((), x) if isinstance(x, dict) else self._bound(tuple(x) if isinstance(x, tuple | list) else (x,), {})
-        return verify(self, inputs, targets, io_type)
+        inputs = self._bound((), x) if isinstance(x, dict) else self._bound(x if isinstance(x, tuple | list) else (x,), {})
+        problems = not_finite(self.graph_module, inputs)
+        if not all(map(len, inputs)):
+            problems.append(Problem("PQ409", "there is no sample to verify with", "give at least one"))
+        if problems:
+            raise InputError(problems)
+        return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type)
 
     def text(self) -> str:
         """The graph, one node a line, with shapes, formats, module paths and source lines."""
         return text(self.graph_module, self.formats.named())
 
     # ---- inside
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        given = {**dict(zip(self.input_names, args)), **kwargs}
-        if len(args) > len(self.input_names) or set(given) != set(self.input_names):
-            what = f"the inputs are {', '.join(self.input_names)}; {len(args) + len(kwargs)} were given"
-            raise InputError(Problem("PQ409", what, "give one tensor for each input"))
-        inputs = [given[n] if isinstance(given[n], Tensor) else torch.as_tensor(given[n]) for n in self.input_names]
-        for name, value in zip(self.input_names, inputs):
-            if self._shapes[name] is not None and tuple(value.shape[1:]) != self._shapes[name]:
-                node = next(n for n in self.graph_module.graph.nodes if n.name == name)
-                what = f"input '{name}' has shape {tuple(value.shape)}, expected (batch, {', '.join(map(str, self._shapes[name] or ()))})"
-                raise InputError(Problem("PQ409", what, "give that shape", place(node)))
-        return inputs
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        given = {name: _tensor(value) for name, value in bind_inputs(self.graph_module, args, kwargs).items()}
+        problems = input_problems(self.graph_module, self._inputs, given, convertible=True)
+        if problems:
+            raise InputError(problems)
+        return list(given.values())
 
     def _at(self, dtype: torch.dtype) -> GraphModule:
         if dtype == self.dtype:
@@ -199,6 +201,14 @@ class FrozenModel(nn.Module):
         twin.formats = analyse(twin.graph_module)
         twin.__dict__["_double"], twin.__dict__["_projects"] = None, {}
         return twin
+
+
+def _tensor(value: Any) -> Any:
+    """Numpy arrays and nested lists of numbers as tensors; anything else as it is, to be refused by name."""
+    try:
+        return value if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return value
 
 
 def _map_codes(outputs: Any, leaf: Any) -> Any:

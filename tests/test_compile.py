@@ -143,6 +143,9 @@ def test_rules_reach_their_layers_and_call_sites():
 def test_interface_formats_are_kept():
     config = {"preset": "fixed8", "inputs": {"input": {"format": "fixed<12,4>"}}, "outputs": {"0": {"format": "fixed<10,5,TRN,SAT>"}}}
     model = pq.compile(MLP(), config, torch.randn(64, 16))
+    given = model.get_submodule("pq.input_1.quantizer")
+    assert (given.minimum, given.maximum) == (-8.0, 8.0 - 2**-8)
+    assert model.input_names == ("input",)
     frozen = model.freeze()
     out = frozen(100 * torch.randn(200, 16))
     assert torch.equal(out, (out * 32).floor() / 32)

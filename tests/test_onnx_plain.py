@@ -14,17 +14,8 @@ from pquant_fx.errors import InputError, LoweringError, OutputError
 from pquant_fx.formats import OVERFLOW_MODES, ROUNDING_MODES
 from pquant_fx.lower.onnx_plain import to_onnx
 from pquant_fx.lower.onnx_run import run_onnxruntime
-from tests.frozen_graphs import (
-    OPERATORS,
-    FrozenNet,
-    double_reference,
-    operator_inputs,
-    operator_net,
-    published_vectors,
-    stress_values,
-    vector_net,
-    wrong_vectors,
-)
+from tests.frozen_graphs import FrozenNet, double_reference, published_vectors, stress_values, vector_net, wrong_vectors
+from tests.frozen_operators import OPERATORS, operator_inputs, operator_net
 
 
 @pytest.mark.parametrize("first", [None, (1, 8, 10)])

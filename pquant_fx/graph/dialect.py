@@ -177,7 +177,8 @@ def _across_ranks(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor
     from torch.distributed.nn.functional import all_reduce
 
     n = mean.numel()
-    total = all_reduce(torch.cat((mean * count, (variance + mean.square()) * count, count.reshape(1))))
+    gathered = torch.cat((mean * count, (variance + mean.square()) * count, count.reshape(1)))
+    total: Tensor = all_reduce(gathered)  # type: ignore[no-untyped-call]
     everywhere = total[:n] / total[-1]
     return everywhere, total[n:-1] / total[-1] - everywhere.square(), total[-1].detach()
 
@@ -235,7 +236,7 @@ def verify(gm: GraphModule) -> None:
             module = gm.get_submodule(str(node.target))
             if isinstance(module, Quantizer | Mask) and (len(node.args) != 1 or node.kwargs):
                 wrong(node, f"a {type(module).__name__} takes exactly one value")
-            elif isinstance(module, Mask) and not is_parameter_value(node.args[0]):  # type: ignore[arg-type]
+            elif isinstance(module, Mask) and not is_parameter_value(node.args[0]):
                 wrong(node, "a Mask acts on a parameter, not on data")
         elif node.op == "call_method":
             wrong(node, f"method call '{node.target}' survived canonicalize")

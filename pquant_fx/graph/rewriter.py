@@ -32,6 +32,7 @@ class Rewriter:
         self.graph = gm.graph
         self._journal: set[str] = gm.meta.setdefault(JOURNAL, set())
         self._here: Node | None = None
+        self._fresh: set[Node] = set()
         self.changed = False
 
     # ---- reading
@@ -100,13 +101,21 @@ class Rewriter:
 
     # ---- edits
     def replace(self, old: Node, new: Node) -> None:
-        """Let every user of `old` use `new`; the new node takes over the provenance. `old` dies with the next clean-up."""
+        """Let every user of `old` use `new`; the new node takes over provenance and, when `old` dies of it, the name."""
         if KEY in old.meta:
             new.meta[KEY] = old.meta[KEY]
         for user in list(old.users):
             if user is not new:
                 self.redirect(user, old, new)
         self.erase_if_dead(old)
+        if not old.users:
+            self.rename(new, old.name)
+
+    def rename(self, node: Node, name: str) -> None:
+        """Give a node that this rewriter made the name of one that is gone (operators' own `__names__` excepted)."""
+        if node in self._fresh and not name.startswith("__"):
+            self._journal.add(name)
+            node.name = name
 
     def redirect(self, user: Node, old: Node, new: Node) -> None:
         """Let one user take `new` wherever it took `old`."""
@@ -149,6 +158,7 @@ class Rewriter:
     def _made(self, node: Node) -> Node:
         if self._here is not None:
             node.meta[KEY] = info(self._here).with_shape(None)
+        self._fresh.add(node)
         self._touch(node)
         return node
 

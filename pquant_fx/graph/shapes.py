@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def map_structure(function: Callable[[Any], Any], value: Any) -> Any:
         return kind(*items) if hasattr(value, "_make") else kind(items)
     if isinstance(value, list):
         return [map_structure(function, v) for v in value]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not is_dataclass(value):
         made = copy.copy(value)
         for k, v in value.items():
             made[k] = map_structure(function, v)

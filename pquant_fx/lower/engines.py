@@ -21,6 +21,7 @@ from pquant_fx.lower.verify import Values, VerifyReport, compare_engines
 __all__ = ["ENGINES", "Frozen", "verify"]
 
 Array = npt.NDArray[np.float64]
+_QONNX_BATCH = 128  # qonnx keeps every intermediate value of a batch
 
 
 class Frozen(Protocol):
@@ -84,7 +85,7 @@ def _qonnx(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
     problems = float32_problems(frozen.graph_module)
     if problems:
         raise LoweringError(problems)
-    model = to_qonnx(frozen.graph_module, batch=len(inputs[0]))
+    model = to_qonnx(frozen.graph_module, batch=min(len(inputs[0]), _QONNX_BATCH))
     return [np.asarray(v, dtype=np.float64) for v in run_qonnx(model, _arrays(inputs))]
 
 

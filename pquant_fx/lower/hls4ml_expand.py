@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,8 @@ def _copy(op: Select, before: Shape) -> Op:
         return Dense(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, weight=channels.T, bias=bias, copies=True)
     windows = [_window(op, rows, size) for rows, size in zip(op.maps[1:], before[1:], strict=True)]
     weight = np.zeros((*channels.shape, *(w[0] for w in windows)))
-    weight[(slice(None), slice(None), *(w[1] for w in windows))] = channels
+    taps: list[Any] = [w[1] for w in windows]
+    weight[(slice(None), slice(None), *taps)] = channels
     pads = (*(w[3] for w in windows), *(w[4] for w in windows))
     return Conv(
         name=op.name, inputs=op.inputs, output=op.output, shape=op.shape,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from pquant_fx.errors import LoweringError, Place, Problem
 from pquant_fx.lower.hls4ml_builder import Builder, Plan, Stored, channels_last, hls_type
-from pquant_fx.lower.hls4ml_net import Affine, Concat, Conv, Dense, Input, Merge, Net, Op, Pool, Quantize, Relu, View, refusal, uses
+from pquant_fx.lower.hls4ml_net import Affine, Concat, Conv, Dense, Input, Merge, Net, Op, Pool, Quantize, Relu, Shape, View, refusal, uses
 from pquant_fx.lower.hls4ml_ports import port_of, quantizer_port
 from pquant_fx.lower.hls4ml_quantizers import affine_layer, quantize
 from pquant_fx.lower.hls4ml_ranges import Range, affine_range
@@ -41,7 +41,8 @@ def plan_layers(net: Net, io_type: str) -> tuple[Plan, list[Problem]]:
 
 def _fan_out(plan: Plan) -> list[Problem]:
     """hls4ml copies a stream at most seven times."""
-    readers = [name for layer in plan.layers for name in layer.get("inputs", ())] + [o.layer for _, o in plan.outputs]
+    readers = [name for layer in plan.layers for name in layer.get("inputs", ())]
+    readers += dict.fromkeys(output.layer for _, output in plan.outputs)
     many = [name for name in dict.fromkeys(readers) if readers.count(name) > 7]
     return [Problem("PQ202", "the value feeds more than 7 streams", "use io_type='io_parallel'", Place(node=name)) for name in many]
 
@@ -115,6 +116,7 @@ def _merge(builder: Builder, op: Merge) -> None:
 
 def _concat(builder: Builder, op: Concat) -> None:
     values = [builder.values[tensor] for tensor in op.inputs]
+    stored: Shape
     if len(op.shape) == 1:
         values = [v if len(v.stored) == 1 else _flat(builder, op, v) for v in values]
         stored, order = op.shape, np.concatenate([values[0].order, values[1].order + values[0].order.size])
@@ -142,11 +144,14 @@ def _view(builder: Builder, op: View) -> None:
     builder.alias(op, order, Range(source.range.f, low, high))
 
 
-_Emitter = Callable[[Builder, Any], None]
-_EMITTERS: dict[type[Op], _Emitter] = cast(
-    dict[type[Op], _Emitter],
-    {
-        Quantize: quantize, Dense: dense, Conv: conv, Pool: pool, Affine: _affine,
-        Relu: _relu, Merge: _merge, Concat: _concat, View: _view,
-    },
-)  # fmt: skip
+_EMITTERS: dict[type[Op], Callable[[Builder, Any], None]] = {
+    Quantize: quantize,
+    Dense: dense,
+    Conv: conv,
+    Pool: pool,
+    Affine: _affine,
+    Relu: _relu,
+    Merge: _merge,
+    Concat: _concat,
+    View: _view,
+}

@@ -17,18 +17,19 @@ _MODES = ("TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_
 
 
 def quantize(builder: Builder, op: Quantize) -> None:
+    """Nothing where the input lies on the grid and in range already; else fused, cast, or element by element."""
     if op.rounding not in _MODES:
         raise refusal("PQ207", f"rounding mode {op.rounding} has no ap_fixed counterpart", f"use one of {', '.join(_MODES)}", op.name)
     source = builder.values[op.inputs[0]]
     result, inside = quantized_range(op, source.range)
     if op.overflow == "WRAP_SM" and not inside:
         raise refusal("PQ207", "hls4ml does not know the overflow mode WRAP_SM", "use SAT, SAT_SYM, SAT_ZERO or WRAP", op.name)
+    op = replace(op, overflow="SAT") if op.overflow == "WRAP_SM" else op
     if inside and not _rounds(op, source.range):
         builder.alias(op, source.order, source.range)
     elif op.zero_width.all():
         affine_layer(builder, op, np.zeros(op.shape), np.zeros(op.shape), result)
     elif op.scalar:
-        op = replace(op, overflow="SAT") if op.overflow == "WRAP_SM" else op
         if not builder.fuse(op, result):
             name = builder.layer(op, "Activation", [source], quantizer_type(op), activation="linear")
             builder.values[op.output] = Stored(name, source.stored, source.order, op.shape, result, exclusive=False)
@@ -47,7 +48,8 @@ def _per_element(builder: Builder, op: Quantize, source: Stored, result: Range) 
     """hls4ml's FixedPointQuantizer: one cast per element, io_parallel only. A stream has one type, so it takes equal widths only."""
     if builder.stream:
         if (op.k == op.k.flat[0]).all() and (op.i + op.f == (op.i + op.f).flat[0]).all() and not op.zero_width.any():
-            return _scaled(builder, op, source, result)
+            _scaled(builder, op, source, result)
+            return
         remedy = "use one format per tensor (granularity per_tensor), or io_type='io_parallel'"
         raise refusal("PQ205", "a quantizer with several formats; io_stream has one type per stream", remedy, op.name)
     k, i, f = (np.broadcast_to(t, op.shape).reshape(-1)[source.order].reshape(1, *source.stored) for t in (op.k, op.i, op.f))
@@ -79,14 +81,15 @@ def _scaled(builder: Builder, op: Quantize, source: Stored, result: Range) -> No
 
 
 def affine_layer(builder: Builder, op: Op, scale: Array, bias: Array, result: Range) -> None:
+    """x * scale + bias as hls4ml's BatchNormalization, whose product and sum keep all bits until the result type."""
     source = builder.values[op.inputs[0]]
     scale, bias = (np.broadcast_to(t, op.shape).reshape(-1)[source.order].reshape(source.stored) for t in (scale, bias))
     channels = source.stored[-1]
     rows = [t.reshape(-1, channels) for t in (scale, bias)]
     shared = len(source.stored) > 1 and all((t == t[:1]).all() for t in rows)
-    data = [t[0] if shared else t.reshape(-1) for t in rows]
+    scale_data, bias_data = (np.ascontiguousarray(t[0] if shared else t.reshape(-1)) for t in rows)
     name = builder.layer(
         op, "BatchNormalization", [source], result, types={"scale": constant_type(scale), "bias": constant_type(bias)},
-        n_in=scale.size, n_filt=channels if shared else -1, scale_data=np.ascontiguousarray(data[0]), bias_data=np.ascontiguousarray(data[1]),
+        n_in=scale.size, n_filt=channels if shared else -1, scale_data=scale_data, bias_data=bias_data,
     )  # fmt: skip
     builder.put(op, name, source.stored, source.order, result)

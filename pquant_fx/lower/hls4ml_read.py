@@ -141,7 +141,7 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[Net, list[Pro
     return Net(tuple(ops), outputs, tuple(pinned)), problems + _constant_outputs(graph, constants)
 
 
-_REMEDY = "replace it in the network by operations that the table in the README marks exact for hls4ml"
+_REMEDY = "write it with linear, convolution, ReLU, add, multiply, max, min, clip, concat, pooling, pad, slice, reshape or permute"
 _QUANTIZER_DOMAINS = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
 
 
@@ -179,15 +179,19 @@ def _ordered(graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
             if output in makers or output in known:
                 raise refusal("PQ508", f"tensor '{output}' is made twice", "write the file again", node.name or output)
             makers[output] = node.name or output
-    done, waiting, ordered = set(known), list(graph.node), []
+    done, waiting = set(known), list(graph.node)
+    ordered: list[onnx.NodeProto] = []
     while waiting:
-        ready = [n for n in waiting if all(name in done for name in n.input if name)]
-        if not ready:
-            raise LoweringError([_unreachable(n, done, makers) for n in waiting])
-        for node in ready:
-            done.update(node.output)
-        ordered += ready
-        waiting = [n for n in waiting if not any(n is r for r in ready)]
+        later: list[onnx.NodeProto] = []
+        for node in waiting:
+            if all(name in done for name in node.input if name):
+                done.update(node.output)
+                ordered.append(node)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise LoweringError([_unreachable(node, done, makers) for node in waiting])
+        waiting = later
     for output in graph.output:
         if output.name not in done:
             raise refusal("PQ508", f"output '{output.name}' is made by no node", "write the file again", output.name)

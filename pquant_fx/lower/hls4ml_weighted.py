@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from pquant_fx.lower.hls4ml_builder import Builder, Stored, channels_last, constant_type, hls_type
-from pquant_fx.lower.hls4ml_net import Array, Conv, Dense, Op, Pool, refusal
+from pquant_fx.lower.hls4ml_net import Array, Conv, Dense, Op, Pool, Shape, refusal
 from pquant_fx.lower.hls4ml_ranges import Range, conv_range, dense_range, mean_range, window_maximum
 
 __all__ = ["conv", "dense", "pool"]
@@ -18,62 +20,66 @@ def _constants(weight: Array, bias: Array) -> dict[str, str]:
 
 
 def dense(builder: Builder, op: Dense) -> None:
+    """x @ weight + bias; on more than one axis it is a convolution with a window of one."""
     source = builder.values[op.inputs[0]]
     result = dense_range(op, source.range, op.weight, op.bias)
-    types = {**_constants(op.weight, op.bias), "accum": hls_type(result.format)}
-    count, out = op.weight.shape
+    types, (count, out) = _types(op.weight, op.bias, result), op.weight.shape
     if len(source.shape) == 1:
         flat = source if source.stored == (count,) else builder.arranged(op, source, (count,), source.order)
-        name = builder.layer(op, "Dense", [flat], result, types=types, weight_data=op.weight[source.order], bias_data=op.bias,
-                             use_bias=True, n_in=count, n_out=out)  # fmt: skip
+        name = builder.layer(
+            op, "Dense", [flat], result, types=types,
+            weight_data=op.weight[source.order], bias_data=op.bias, use_bias=True, n_in=count, n_out=out,
+        )  # fmt: skip
         builder.put(op, name, (out,), np.arange(out), result)
         return
-    if len(source.shape) > 3:
+    half = len(source.shape) - 1
+    if half > 2:
         raise refusal("PQ202", f"a linear layer on the shape {source.shape}", "flatten its leading axes", op.name)
     rows = builder.arranged(op, source, source.shape, np.arange(source.order.size))
-    kernel = op.weight.reshape((1,) * (len(op.shape) - 1) + op.weight.shape)
-    name = _convolution(
-        builder, op, rows, result, kernel, op.bias, (1,) * (len(op.shape) - 1), (0,) * 2 * (len(op.shape) - 1), op.shape, types
-    )
+    kernel = op.weight.reshape((1,) * half + op.weight.shape)
+    window = {"bias": op.bias, "strides": (1,) * half, "pads": (0,) * 2 * half, "out": op.shape[:-1]}
+    name = _convolution(builder, op, rows, result, kernel, types, **window)
     builder.put(op, name, op.shape, np.arange(int(np.prod(op.shape))), result)
 
 
 def conv(builder: Builder, op: Conv) -> None:
+    """A convolution, channels last."""
     source = builder.image(op, builder.values[op.inputs[0]])
     result = conv_range(op, source.range)
-    types = {**_constants(op.weight, op.bias), "accum": hls_type(result.format)}
     kernel = np.moveaxis(op.weight, (0, 1), (-1, -2))
     stored, order = channels_last(op.shape)
-    name = _convolution(builder, op, source, result, kernel, op.bias, op.strides, op.pads, stored, types)
+    window = {"bias": op.bias, "strides": op.strides, "pads": op.pads, "out": stored[:-1]}
+    name = _convolution(builder, op, source, result, kernel, _types(op.weight, op.bias, result), **window)
     builder.put(op, name, stored, order, result)
 
 
-def _convolution(
-    builder: Builder, op: Op, source: Stored, result: Range, kernel: Array, bias: Array,
-    strides: tuple[int, ...], pads: tuple[int, ...], out: tuple[int, ...], types: dict[str, str],
-) -> str:  # fmt: skip
+def _types(weight: Array, bias: Array, result: Range) -> dict[str, str]:
+    """The sum wraps until the last addend, so the accumulator needs the bits of the final value only (modular arithmetic)."""
+    return {"weight": constant_type(weight), "bias": constant_type(bias), "accum": hls_type(result.format)}
+
+
+def _convolution(builder: Builder, op: Op, source: Stored, result: Range, kernel: Array, types: Mapping[str, str], **window: Any) -> str:
     """Conv1D or Conv2D on a channels-last value; kernel (*window, C, O)."""
-    half = len(strides)
+    sizes = _spatial(source.stored[:-1], window["out"], window["pads"], "filt", kernel.shape[:-2], window["strides"])
     return builder.layer(
-        op, f"Conv{half}D", [source], result, types=types, data_format="channels_last", weight_data=np.ascontiguousarray(kernel), bias_data=bias,
-        use_bias=True, n_chan=kernel.shape[-2], n_filt=kernel.shape[-1], **_spatial(source.stored[:-1], out[:-1], pads),
-        **dict(zip(_NAMES["filt"][half], kernel.shape[:half], strict=True)), **dict(zip(_NAMES["stride"][half], strides, strict=True)),
+        op, f"Conv{kernel.ndim - 2}D", [source], result, types=types,
+        data_format="channels_last", weight_data=np.ascontiguousarray(kernel), bias_data=window["bias"], use_bias=True,
+        n_chan=kernel.shape[-2], n_filt=kernel.shape[-1], **sizes,
     )  # fmt: skip
 
 
-_NAMES: dict[str, dict[int, tuple[str, ...]]] = {
-    what: {1: (f"{what}_width",), 2: (f"{what}_height", f"{what}_width")} for what in ("in", "out", "filt", "stride", "pool")
-}
-
-
-def _spatial(before: tuple[int, ...], after: tuple[int, ...], pads: tuple[int, ...]) -> dict[str, int]:
-    half = len(before)
-    sides = {1: ("pad_left", "pad_right"), 2: ("pad_top", "pad_left", "pad_bottom", "pad_right")}[half]
-    made = {**dict(zip(_NAMES["in"][half], before, strict=True)), **dict(zip(_NAMES["out"][half], after, strict=True))}
-    return {**made, **dict(zip(sides, pads, strict=True))}
+def _spatial(before: Shape, after: Shape, pads: Shape, window: str, kernel: Shape, strides: Shape) -> dict[str, Any]:
+    """hls4ml's names for the sizes of a window layer, in one or two dimensions."""
+    axes = ("width",) if len(before) == 1 else ("height", "width")
+    sides = ("left", "right") if len(before) == 1 else ("top", "left", "bottom", "right")
+    made: dict[str, Any] = {f"pad_{side}": pad for side, pad in zip(sides, pads, strict=True)}
+    for what, sizes in (("in", before), ("out", after), (window, kernel), ("stride", strides)):
+        made |= {f"{what}_{axis}": size for axis, size in zip(axes, sizes, strict=True)}
+    return made
 
 
 def pool(builder: Builder, op: Pool) -> None:
+    """Maximum: the type of the input. Mean over 2^m elements: the accumulator holds the sum and m more fraction bits."""
     source = builder.image(op, builder.values[op.inputs[0]])
     if op.mode == "Average":
         total, result = mean_range(op, source.range)
@@ -83,11 +89,11 @@ def pool(builder: Builder, op: Pool) -> None:
         accumulator = source.range.format
         if any(op.pads) and not builder.plan.types[source.layer]["result"].startswith("fixed"):
             raise refusal("PQ202", "MaxPool with padding of a value that hls4ml stores unsigned", "pad with zeros before it", op.name)
-    half, (stored, order) = len(op.kernel), channels_last(op.shape)
-    sizes = {"n_in": source.stored[0], "n_out": stored[0]} if half == 1 else {}
+    stored, order = channels_last(op.shape)
+    sizes = _spatial(source.stored[:-1], stored[:-1], op.pads, "pool", op.kernel, op.strides)
+    sizes |= {"n_in": source.stored[0], "n_out": stored[0]} if len(op.kernel) == 1 else {}
     name = builder.layer(
-        op, f"{op.mode}Pooling{half}D", [source], result, types={"accum": hls_type(accumulator)}, data_format="channels_last",
-        n_filt=op.shape[0], count_pad=True, **sizes, **_spatial(source.stored[:-1], stored[:-1], op.pads),
-        **dict(zip(_NAMES["pool"][half], op.kernel, strict=True)), **dict(zip(_NAMES["stride"][half], op.strides, strict=True)),
+        op, f"{op.mode}Pooling{len(op.kernel)}D", [source], result, types={"accum": hls_type(accumulator)},
+        data_format="channels_last", n_filt=op.shape[0], count_pad=True, **sizes,
     )  # fmt: skip
     builder.put(op, name, stored, order, result)

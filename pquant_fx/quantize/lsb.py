@@ -71,7 +71,7 @@ def _wanted(gm: GraphModule, node: Node, op: Op, operand: Node, bits: Bits, valu
         if weight is not None:
             data = bits[x]
             return weight + (data if data is not None else float(getattr(module_of(gm, other), "width", _FALLBACK_WIDTH)))
-    elif op.name in ("add", "sub"):
+    elif op.name in ("add", "sub", "maximum", "minimum"):
         data = _operand(other if x is operand else x, bits)
         if data is not None and data > -torch.inf:
             return torch.tensor(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,20 @@ from pquant_fx.trace.recorder import Recorder
 __all__ = ["TraceResult", "trace"]
 
 _INPLACE = "was_inplace"
+
+
+@dataclass(frozen=True)
+class CustomFunction:
+    """A user's torch.autograd.Function as one call, so that its own backward is kept."""
+
+    function: type[torch.autograd.Function]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function.apply(*args)  # type: ignore[no-untyped-call]
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,8 @@ def trace(model: nn.Module, examples: Mapping[str, Tensor], leaves: tuple[type[n
     root = _copy(model)
     shapes = Shapes()
     n = next((x.shape[0] for x in examples.values() if x.dim()), 1)
-    with _kept(root), torch.random.fork_rng(devices=[]):
+    with _kept(root), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the code warns about, it warns about when it runs
         _hold_inplace(root)
         evaluated = _record(root.eval(), shapes, (n, 1 if n > 1 else 2), examples, arguments, leaves)
         trained = _record(root.train(), shapes, (max(n, 2), max(n, 2) + 1), examples, arguments, leaves)
@@ -123,7 +139,7 @@ def _patched(recorder: Recorder) -> Iterator[Callable[..., Any]]:
         original = apply.__get__(None, cls)
         if threading.get_ident() != thread or not recorder.is_active():
             return original(*args, **kwargs)
-        return recorder.call(original, *args, **kwargs)
+        return recorder.call(CustomFunction(cls), *args, **kwargs)
 
     with ExitStack() as stack:
         for owner, name, new, old in (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -185,6 +186,10 @@ class Ledger:
         if isinstance(x, (torch.dtype, torch.device)) and x in self.reads:
             node, name = self.reads[x]
             return self.node("call_function", getattr, (node, name), {})
+        if isinstance(x, (nn.Module, torch.Generator, FunctionType, MethodType)):
+            raise self.refusals.argument(x, self.place())
+        if is_dataclass(x) and not isinstance(x, type):
+            return self.node("call_function", type(x), (), {f.name: self.nodes(getattr(x, f.name)) for f in fields(x)})
         return x
 
     def witnesses(self, value: Any, which: int) -> Any:

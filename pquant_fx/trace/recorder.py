@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -53,13 +54,18 @@ class Recorder(Ledger, TorchFunctionMode):
         """Run the model's forward; returns the output structure as fx arguments, None when there were problems."""
         try:
             with self:
-                result = call(self.root, *args, **kwargs)
-                return self.nodes(result)
+                result = self.nodes(call(self.root, *args, **kwargs))
+                map_structure(self._check_output, result)
+                return result
         except Stop:
             return None
         except Exception as error:
             self.refusals.failed(error, self.leaves)
             return None
+
+    def _check_output(self, x: Any) -> None:
+        if not isinstance(x, (Node, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))):
+            self.refusals.output(x)
 
     def placeholder(self, name: str, low: Tensor, high: Tensor, device: torch.device) -> Value:
         node = self.graph.placeholder(name)
@@ -137,6 +143,8 @@ class Recorder(Ledger, TorchFunctionMode):
             return args[0]
         if name in ("to", "cpu", "cuda", "type") and isinstance(args[0], Tensor):
             args, kwargs, func = self._move(name, func, args, kwargs)
+        if func is torch.Tensor.__pow__:
+            func = torch.pow  # torch.fx finds no name for the method
         write = find_write(func, args, kwargs)
         if write is None:
             return self.call(func, *args, **kwargs)

@@ -115,6 +115,17 @@ class Refusals:
         self.add("PQ107", what, f"write it with ordinary torch functions, or keep the module whole: {_leaf(place)}", place)
         return Stop()
 
+    def argument(self, value: Any, place: Place) -> Stop:
+        """PQ107: a torch function gets a module, a function or a generator."""
+        what = f"'{self._lines.source()}' passes a {type(value).__name__} to a torch function"
+        self.add("PQ107", what, f"call it directly (checkpoint: use_reentrant=False), or keep the module whole: {_leaf(place)}", place)
+        return Stop()
+
+    def output(self, value: Any) -> None:
+        """PQ107: forward returns an object that a graph can not build."""
+        what = f"forward returns a {type(value).__name__}"
+        self.add("PQ107", what, "return tensors in tuples, lists, dicts, named tuples or dataclasses", Place(module=""))
+
     def autocast(self, place: Place) -> None:
         """PQ107: precision changes inside forward."""
         what = "forward switches autocast: the precision of part of the model would be lost"

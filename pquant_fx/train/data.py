@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pquant_fx.errors import InputError, PQuantError, Problem, TrainingError
-from pquant_fx.graph.info import info
+from pquant_fx.graph.inputs import input_problems, input_specs
 
 __all__ = ["Batch", "Batches", "ResidentBatches", "StreamedBatches", "batches_of", "check_batch", "device_of", "input_batches"]
 
@@ -132,24 +132,11 @@ def check_batch(batch: Batch, gm: GraphModule, what: str = "training") -> None:
 
     Raises InputError (PQ409) with one problem per input that does not fit.
     """
-    nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    dtype = next((p.dtype for p in gm.parameters() if p.is_floating_point()), torch.float32)
-    problems = []
-    if len(nodes) != len(batch.inputs):
-        names = ", ".join(str(n.target) for n in nodes)
-        what_differs = f"a {what} batch has {len(batch.inputs)} inputs, the model takes {len(nodes)} ({names})"
+    specs = input_specs(gm)
+    if len(specs) != len(batch.inputs):
+        what_differs = f"a {what} batch has {len(batch.inputs)} inputs, the model takes {len(specs)} ({', '.join(specs)})"
         raise InputError(Problem("PQ409", what_differs, "let x be one tensor an input: (x1, x2, ...), or a dict by name"))
-    for node, value in zip(nodes, batch.inputs):
-        shape = info(node).shape
-        if not isinstance(value, Tensor):
-            problems.append(Problem("PQ409", f"{what} input '{node.target}' is a {type(value).__name__}", "pass tensors"))
-        elif shape is not None and tuple(value.shape[1:]) != shape[1:]:
-            found, wanted = tuple(value.shape), ("N", *shape[1:])
-            what_differs = f"{what} input '{node.target}' has shape {found}, the model was compiled for {_shape(wanted)}"
-            problems.append(Problem("PQ409", what_differs, "reshape the data, or compile with an example of this shape"))
-        elif value.is_floating_point() and value.dtype != dtype:
-            remedy = f"convert it once: x.to({dtype})"
-            problems.append(Problem("PQ409", f"{what} input '{node.target}' is {value.dtype}, the model's parameters are {dtype}", remedy))
+    problems = input_problems(gm, specs, dict(zip(specs, batch.inputs)), what)
     if problems:
         raise InputError(problems)
 
@@ -250,8 +237,9 @@ def _arrange(x: Any, names: list[str]) -> tuple[Any, ...]:
             raise InputError(
                 Problem("PQ409", f"a batch names the inputs {found}, the model takes {', '.join(names)}", "use forward's names")
             )
-        return tuple(x[name] for name in names)
-    return tuple(x) if isinstance(x, tuple | list) else (x,)
+        x = tuple(x[name] for name in names)
+    values = x if isinstance(x, tuple | list) else (x,)
+    return tuple(torch.as_tensor(v) if _is_array(v) else v for v in values)
 
 
 def _placeholders(gm: GraphModule) -> list[str]:
@@ -275,7 +263,3 @@ def _length(data: Iterable[Any]) -> int:
 
 def _unusable(what: str, remedy: str) -> PQuantError:
     return TrainingError(Problem("PQ410", what, remedy))
-
-
-def _shape(shape: tuple[Any, ...]) -> str:
-    return f"({', '.join(map(str, shape))})"

@@ -1,0 +1,83 @@
+"""From a user's model to frozen bits, and what has to hold there, for the end-to-end tests."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+import pquant_fx as pq
+from pquant_fx.frozen import FrozenModel
+from tests.structures import Structure
+
+__all__ = ["BITS16", "assert_bits", "compiled", "error", "float_outputs", "probes", "trained"]
+
+BITS16 = {"preset": "fixed8", "quantization_parameters": {"default_data_bits": 16, "default_weight_bits": 16}}
+
+
+def compiled(case: Structure, config: Any, samples: int = 64) -> Any:
+    return pq.compile(case.model(), config, case.inputs(samples))
+
+
+def trained(model: Any, case: Structure, steps: int = 2, lr: float = 1e-3) -> Any:
+    """A few steps of gradient descent on targets that do not matter."""
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [nn.Parameter(torch.zeros(()))], lr=lr)
+    for step in range(steps):
+        loss = sum(v.square().mean() for v in tree_leaves(model(**case.inputs(24 + step))))
+        optimizer.zero_grad()
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def probes(case: Structure, model: Any) -> dict[str, dict[str, Tensor]]:
+    """Inputs by kind: ordinary, saturating, ties of the input quantizers, far off grid, one sample."""
+    ordinary = case.inputs(33)
+    ties = {}
+    for name, x in ordinary.items():
+        quantizers = [m for n, m in model.graph_module.named_modules() if n == f"pq.{name}.quantizer"]
+        f = float(quantizers[0].f.max()) if quantizers else 6.0
+        ties[name] = (torch.round(x * 2**f) + 0.5) * 2**-f
+    return {
+        "ordinary": ordinary,
+        "saturating": {n: x * 300 for n, x in ordinary.items()},
+        "ties": ties,
+        "tiny": {n: x * 3e-3 for n, x in ordinary.items()},
+        "one sample": case.inputs(1),
+    }
+
+
+def assert_bits(model: Any, frozen: FrozenModel, case: Structure) -> None:
+    """compiled.eval() == frozen == integer == onnxruntime == qonnx, on every kind of input."""
+    exact = model if frozen.dtype == torch.float32 else copy.deepcopy(model).double()
+    for kind, inputs in probes(case, model).items():
+        with torch.no_grad():
+            given = {n: x.to(frozen.dtype) for n, x in inputs.items()}
+            expected, spec = tree_flatten(exact.eval()(**given))
+        got, frozen_spec = tree_flatten(frozen(**inputs))
+        assert spec == frozen_spec
+        for a, b in zip(expected, got, strict=True):
+            assert torch.equal(a.double(), b.double()), f"{kind}: eval and frozen differ by {(a.double() - b.double()).abs().max()}"
+        targets = ("integer", "onnx", "qonnx") if frozen.dtype == torch.float32 else ("integer", "onnx")
+        report = frozen.verify(inputs, targets=targets)
+        assert report.ok, f"{kind}:\n{report}"
+
+
+def float_outputs(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
+    model = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        return tree_leaves(model(**{n: x.double() for n, x in inputs.items()}))
+
+
+def error(expected: list[Tensor], got: Any) -> float:
+    """The largest root-mean-square error of an output, relative to its largest value."""
+    worst = 0.0
+    for a, b in zip(expected, tree_leaves(got), strict=True):
+        assert a.shape == b.shape
+        worst = max(worst, float((a - b.double()).square().mean().sqrt() / a.abs().max().clamp(min=1e-9)))
+    return worst
