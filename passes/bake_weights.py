@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pquant_fx.errors import LoweringError, Problem
+from pquant_fx.errors import ConfigError, LoweringError, Problem
 from pquant_fx.graph.analysis import IDENTITIES
 from pquant_fx.graph.constants import constant_values, live_nodes
 from pquant_fx.graph.dialect import Quantizer, module_of
@@ -84,7 +84,10 @@ def _bake_quantizer(node: Node, quantizer: Quantizer, rw: Rewriter, values: dict
     path = str(node.target)
     if type(quantizer) is FixedQuantizer and _is_ours(source) and torch.equal(values[source], values[node]):
         return
-    made = _static(quantizer, values[source])
+    try:
+        made = _static(quantizer, values[source])
+    except ConfigError as error:
+        raise LoweringError([Problem(p.code, f"'{path}': {p.what}", p.remedy, place(node)) for p in error.problems]) from error
     alone = sum(1 for n in rw.graph.nodes if n.op == "call_module" and n.target == path) == 1
     label = path.removeprefix(f"{OWN}.").removesuffix("_quantizer")
     with rw.before(node):

@@ -8,17 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch.fx import GraphModule
 
+from pquant_fx.api_checks import compare_with_model, refuse_no_model, refuse_unhealthy
 from pquant_fx.compiled import CompiledModel
 from pquant_fx.config import Config, ConfigLike, load_config
-from pquant_fx.errors import ConfigError, InputError, PassError, Place, PQuantError, Problem, TraceError
+from pquant_fx.errors import ConfigError, PQuantError, Problem
 from pquant_fx.examples import ExampleInputs, example_inputs
-from pquant_fx.graph.exactness import difference, run_float64
 from pquant_fx.graph.passes import Pipeline
-from pquant_fx.graph.rewriter import OWN
 from pquant_fx.passes import default_pipeline
 from pquant_fx.passes.insert_quantizers import output_names
 from pquant_fx.passes.propagate_shapes import propagate_shapes
@@ -48,13 +45,12 @@ def compile(
     Raises TraceError (PQ1xx), PassError (PQ6xx), ConfigError (PQ4xx), InputError (PQ305, PQ409), each with every finding.
     """
     settings = load_config(config)
-    if hasattr(model, OWN):
-        raise ConfigError(Problem("PQ401", f"the model has a child named '{OWN}', which is ours", "give it another name"))
-    _refuse_nan(model)
+    refuse_no_model(model)
     examples = _examples(model, settings, example_inputs)
     traced = trace(model, examples.tensors, leaves=leaves)
     gm = traced.graph_module
-    _compare(model, gm, examples)
+    refuse_unhealthy(gm)
+    compare_with_model(model, gm, examples)
     steps = default_pipeline(settings) if pipeline is None else pipeline
     steps(gm, examples.few())
     propagate_shapes(gm)  # for the nodes that passes made
@@ -105,6 +101,7 @@ def template(model: nn.Module, example_inputs: Any = None, preset: str = "fixed8
     from pquant_fx.passes.layers import layer_rows
 
     settings = load_config("float")
+    refuse_no_model(model)
     examples = _examples(model, load_config(preset), example_inputs)
     gm = trace(model, examples.tensors).graph_module
     default_pipeline(settings)(gm)
@@ -114,44 +111,6 @@ def template(model: nn.Module, example_inputs: Any = None, preset: str = "fixed8
 
 def _examples(model: nn.Module, config: Config, given: Any) -> ExampleInputs:
     return example_inputs(model, given, {name: one.shape for name, one in config.inputs.items() if one.shape is not None})
-
-
-def _refuse_nan(model: nn.Module) -> None:
-    """A NaN would turn every format into nonsense later; name it now."""
-    problems = [
-        Problem("PQ305", f"'{name}' holds NaN or infinity", "load a healthy checkpoint", Place(module=name.rpartition(".")[0]))
-        for name, t in (*model.named_parameters(), *model.named_buffers())
-        if t.is_floating_point() and not bool(torch.isfinite(t).all())
-    ]
-    if problems:
-        raise InputError(problems)
-
-
-def _compare(model: nn.Module, gm: GraphModule, examples: ExampleInputs) -> None:
-    """The traced graph against the user's model, in eval: tracing must not have changed the meaning."""
-    try:
-        expected = _run_by_name(model, examples)
-    except Exception as error:  # whatever the user's code raises, it raises without us as well
-        raise TraceError(
-            Problem("PQ107", f"the model itself fails on the example inputs: {type(error).__name__}: {error}", "give inputs that model(x) accepts")
-        ) from error
-    worst = difference(expected, run_float64(gm, examples.few(), False))
-    if not worst <= 1e-6:
-        raise PassError(
-            Problem("PQ604", f"the traced graph differs from the model by {worst:.3g} in eval mode", "report this; as a way out list the block in `leaves`")
-        )
-
-
-def _run_by_name(model: nn.Module, examples: ExampleInputs) -> Any:
-    class ByName(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *values: Any) -> Any:
-            return self.model(**dict(zip(examples.tensors, values)))
-
-    return run_float64(ByName(), examples.few(), False)
 
 
 def _integer_problems(compiled: CompiledModel) -> tuple[Problem, ...]:

@@ -76,6 +76,9 @@ def _read(path: Path, samples: int | None) -> _Golden:
 
 
 def _load(path: Path) -> Any:
+    from pquant_fx.lower.extras import require
+
+    require("onnx")
     import onnx
 
     try:

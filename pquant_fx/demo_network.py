@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pquant_fx.errors import ExtraMissingError, Problem
 
-__all__ = ["Block", "Digits", "ResidualNet", "load_digits"]
+__all__ = ["Block", "Digits", "ResidualNet", "ShrinkingBlock", "load_digits"]
 
 
 class Block(nn.Module):
@@ -31,20 +31,41 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-class ResidualNet(nn.Module):
-    """(N, 1, 8, 8) -> (N, 10): a strided stem, a block with identity, a block with a 1x1 shortcut, global mean, classifier."""
+class ShrinkingBlock(nn.Module):
+    """Twice the channels on half the pixels; the shortcut has no weights: every second pixel, zeros for the new channels.
 
-    def __init__(self, channels: int = 6) -> None:
+    "Option A" of He et al. 2016. (N, C, H, W) -> (N, 2C, H/2, W/2).
+    """
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, channels, 3, 2, 1, bias=False)
+        self.channels = channels
+        self.conv1 = nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(2 * channels)
+        self.conv2 = nn.Conv2d(2 * channels, 2 * channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        before = self.channels // 2
+        return F.relu(y + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, before, self.channels - before)))
+
+
+class ResidualNet(nn.Module):
+    """(N, 1, 8, 8) -> (N, 10): a block with each kind of shortcut (identity, 1x1, option A), global mean, classifier."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.block1 = Block(channels, channels)
         self.block2 = Block(channels, 2 * channels, 2)
-        self.head = nn.Linear(2 * channels, 10)
+        self.block3 = ShrinkingBlock(2 * channels)
+        self.head = nn.Linear(4 * channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.stem(x)))
-        x = self.block2(self.block1(x))
+        x = self.block3(self.block2(self.block1(x)))
         return self.head(x.mean((2, 3)))
 
 

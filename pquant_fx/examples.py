@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pquant_fx.errors import ConfigError, InputError, Problem
+from pquant_fx.errors import ConfigError, InputError, Place, Problem
+from pquant_fx.graph.info import definition_line
 
 __all__ = ["ExampleInputs", "example_inputs", "forward_arguments"]
 
@@ -43,12 +44,13 @@ def example_inputs(model: nn.Module, given: Any, shapes: Mapping[str, Sequence[i
     if given is None:
         if not shapes:
             remedy = "pass example_inputs=x, or name the shapes in the configuration: inputs: {x: {shape: [16]}}"
-            raise ConfigError(Problem("PQ407", "the shape of the model's input is not known", remedy))
+            where = Place(module="", line=definition_line(model.forward))
+            raise ConfigError(Problem("PQ407", "the shape of the model's input is not known", remedy, where))
         generator = torch.Generator().manual_seed(0)
         invented = {n: torch.randn(BATCH, *shape, generator=generator) for n, shape in shapes.items()}
-        return ExampleInputs(_checked(invented, names), "shape")
+        return ExampleInputs(_checked(model, invented, names), "shape")
     bound = forward_arguments(model, given)
-    return ExampleInputs(_checked(bound, names), "examples")
+    return ExampleInputs(_checked(model, bound, names), "examples")
 
 
 def forward_arguments(model: nn.Module, given: Any) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def forward_arguments(model: nn.Module, given: Any) -> dict[str, Any]:
     values = list(given) if isinstance(given, tuple | list) else [given]
     if len(values) > len(positional):
         what = f"{len(values)} example inputs were given, forward takes {len(positional)}: {', '.join(positional) or 'none'}"
-        raise InputError(Problem("PQ409", what, "give one tensor for each argument of forward, or a dict by name"))
+        remedy = "give one tensor for each argument of forward, or a dict by name"
+        raise InputError(Problem("PQ409", what, remedy, Place(module="", line=definition_line(model.forward))))
     return dict(zip(positional, values))
 
 
@@ -73,19 +76,31 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
     return found
 
 
-def _checked(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
-    problems = []
-    for name, value in tensors.items():
-        if name not in names:
-            problems.append(Problem("PQ409", f"forward has no argument '{name}'", f"its arguments are: {', '.join(names) or 'none'}"))
-        elif not isinstance(value, Tensor):
-            problems.append(Problem("PQ409", f"the example for '{name}' is a {type(value).__name__}", "give a torch.Tensor, batch first"))
-        elif value.dim() == 0 or value.shape[0] == 0:
-            shape = tuple(value.shape)
-            problems.append(Problem("PQ409", f"the example for '{name}' has shape {shape}: no sample in it", "batch first: one sample of shape (16,) is (1, 16)"))
-        elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            problems.append(Problem("PQ305", f"the example for '{name}' holds NaN or infinity", "clean the data first"))
+def _checked(model: nn.Module, tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    line = definition_line(model.forward)
+    problems = [
+        Problem(code, what, remedy, Place(name if name in names else None, "", line))
+        for name, value in tensors.items()
+        for code, what, remedy in _findings(name, value, names)
+    ]
     if problems:
         raise InputError(problems)
     order = {n: at for at, n in enumerate(names)}
     return {n: tensors[n] for n in sorted(tensors, key=lambda n: order[n])}
+
+
+def _findings(name: str, value: Any, names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Code, what is wrong with one example, and the remedy."""
+    what = f"the example for '{name}'"
+    if name not in names:
+        yield "PQ409", f"forward has no argument '{name}'", f"its arguments are: {', '.join(names) or 'none'}"
+    elif not isinstance(value, Tensor):
+        yield "PQ409", f"{what} is a {type(value).__name__}", "give a torch.Tensor, batch first"
+    elif value.layout is not torch.strided or value.is_meta or value.is_complex():
+        kind = "complex" if value.is_complex() else "on the meta device" if value.is_meta else "sparse"
+        yield "PQ409", f"{what} is {kind}", "give dense real numbers, batch first"
+    elif value.dim() == 0 or value.shape[0] == 0:
+        remedy = "batch first: one sample of shape (16,) is (1, 16)"
+        yield "PQ409", f"{what} has shape {tuple(value.shape)}: no sample in it", remedy
+    elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        yield "PQ305", f"{what} holds NaN or infinity", "clean the data first"

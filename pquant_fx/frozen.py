@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pquant_fx.compiled import CompiledModel
-from pquant_fx.errors import InputError, LoweringError, Place, Problem
+from pquant_fx.errors import InputError, LoweringError, Problem
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
 from pquant_fx.graph.dialect import Quantizer, module_of
@@ -21,7 +21,7 @@ from pquant_fx.graph.info import place
 from pquant_fx.graph.inputs import bind_inputs, input_problems, not_finite
 from pquant_fx.graph.support import unsupported
 from pquant_fx.graph.text import text
-from pquant_fx.lower.exact_forward import compute_dtype
+from pquant_fx.lower.exact_forward import FLOAT32_BITS, compute_dtype
 from pquant_fx.passes import freezing_pipeline
 from pquant_fx.quantize.quantizers import CalibratedQuantizer
 
@@ -65,11 +65,15 @@ def _refuse_uncalibrated(compiled: CompiledModel) -> None:
 
 
 def _refuse_nan(gm: GraphModule) -> None:
-    bad = [n for n, t in gm.named_parameters() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if bad:
-        raise LoweringError(
-            [Problem("PQ305", f"parameter '{n}' holds NaN or infinity", "load the last good checkpoint", Place(module=n.rpartition(".")[0])) for n in bad]
-        )
+    problems, seen = [], set[str]()
+    for node in gm.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        value = getattr(gm.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+        if name not in seen and isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            problems.append(Problem("PQ305", f"parameter '{name}' holds NaN or infinity", "load the last good checkpoint", place(node)))
+        seen.add(name)
+    if problems:
+        raise LoweringError(problems)
 
 
 class FrozenModel(nn.Module):
@@ -86,6 +90,7 @@ class FrozenModel(nn.Module):
         self.input_names = compiled.input_names
         self.formats = formats
         self.dtype = compute_dtype(gm, self.formats)
+        self._narrow = _narrow_outputs(gm, formats)
         self.graph_module = gm.to(self.dtype)
         self._inputs = dict(compiled._inputs)
         self._double: GraphModule | None = None
@@ -106,7 +111,7 @@ class FrozenModel(nn.Module):
         dtype = torch.float64 if gm is not self.graph_module else self.dtype
         with torch.no_grad():
             flat, spec = tree_flatten(gm(*(x.to(dtype) for x in inputs)))
-        return tree_unflatten([v.to(given) if torch.equal(v.to(given).to(v.dtype), v) else v for v in flat], spec)
+        return tree_unflatten([v.to(given) if n in self._narrow else v for n, v in enumerate(flat)], spec)
 
     def integer(self, *args: Any, codes: bool = False, **kwargs: Any) -> Any:
         """The exact interpreter in integer arithmetic, in forward's structure.
@@ -169,6 +174,7 @@ class FrozenModel(nn.Module):
             problems.append(Problem("PQ409", "there is no sample to verify with", "give at least one"))
         if problems:
             raise InputError(problems)
+        inputs = [x.float() if x.is_floating_point() else x for x in inputs]  # what every engine takes
         return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type)
 
     def text(self) -> str:
@@ -201,6 +207,13 @@ class FrozenModel(nn.Module):
         twin.formats = analyse(twin.graph_module)
         twin.__dict__["_double"], twin.__dict__["_projects"] = None, {}
         return twin
+
+
+def _narrow_outputs(gm: GraphModule, formats: FormatMap) -> set[int]:
+    """Positions of the outputs that float32 holds, whatever type their sums are computed in."""
+    returned = next(n for n in gm.graph.nodes if n.op == "output").args[0]
+    known = [formats.intervals.get(v) if isinstance(v, Node) else None for v in tree_flatten(returned)[0]]
+    return {n for n, interval in enumerate(known) if interval is not None and interval.bits <= FLOAT32_BITS}
 
 
 def _tensor(value: Any) -> Any:

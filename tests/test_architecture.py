@@ -28,7 +28,7 @@ ALLOWED = {
     "lower": {"graph", "quantize", "formats", "errors", "files", "registry"},
     "train": {"graph", "quantize", "prune", "config", "estimate", "formats", "errors", "registry"},
     "report": {"estimate", "graph", "lower", "formats", "errors", "files"},
-    "examples": {"errors"},
+    "examples": {"errors", "graph"},
     "compiled": {"config", "errors", "examples", "graph", "quantize", "train", "frozen"},
     "frozen": {"compiled", "errors", "graph", "lower", "passes", "quantize"},
     "demo": None,

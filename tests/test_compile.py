@@ -252,5 +252,5 @@ class ReservedName(nn.Module):
 
 
 def test_the_reserved_name_is_refused():
-    with pytest.raises(pq.ConfigError, match="'pq'"):
+    with pytest.raises(pq.TraceError, match="'pq'"):
         pq.compile(ReservedName(), "fixed8", torch.randn(2, 4))

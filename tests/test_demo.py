@@ -64,4 +64,5 @@ def test_the_whole_demo_keeps_its_accuracy_in_every_engine(tmp_path):
     assert all(row.different == 0 for report in result.reports for row in report.rows)
     assert result.accuracy >= result.float_accuracy - 0.01
     assert result.seconds < 300
-    assert (result.output / "hls4ml").is_dir()
+    config = (result.output / "hls4ml" / "hls4ml_config.yml").read_text()
+    assert f"OutputDir: {tmp_path / 'demo' / 'hls4ml'}\n" in config

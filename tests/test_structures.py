@@ -10,23 +10,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pquant_fx.errors import PQuantError
+import pquant_fx as pq
 from pquant_fx.graph.exactness import difference
-from pquant_fx.graph.passes import Pipeline
-from pquant_fx.passes.canonicalize import canonicalize
-from pquant_fx.passes.functionalize import functionalize
-from pquant_fx.passes.propagate_shapes import propagate_shapes
-from pquant_fx.trace import trace
 from tests.structures import Structure, load_all
 
 REFUSED = {"vae_reparam": "PQ104", "setitem": "PQ105"}
 ALL = load_all()
-
-
-def build(model: nn.Module, inputs: dict[str, torch.Tensor]) -> nn.Module:
-    traced = trace(model, inputs)
-    Pipeline((canonicalize, functionalize, propagate_shapes))(traced.graph_module, tuple(inputs.values()))
-    return traced.graph_module
 
 
 def evaluated(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
@@ -55,7 +44,7 @@ def test_there_are_57_structures_and_at_least_54_are_accepted() -> None:
 def test_an_accepted_structure_equals_the_original_in_both_modes(name: str, batch: int) -> None:
     case: Structure = ALL[name]
     model = case.model()
-    compiled = build(model, case.inputs(batch))
+    compiled = pq.compile(model, "float", case.inputs(batch))
     assert set(model.state_dict()) <= set(compiled.state_dict())
     for n in (1, 2, 4, 7):
         expected = evaluated(copy.deepcopy(model), case.inputs(n))
@@ -72,8 +61,8 @@ def test_an_accepted_structure_equals_the_original_in_both_modes(name: str, batc
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_refused_structure_names_code_line_and_remedy(name: str) -> None:
     case: Structure = ALL[name]
-    with pytest.raises(PQuantError) as error:
-        build(case.model(), case.inputs(3))
+    with pytest.raises(pq.PQuantError) as error:
+        pq.compile(case.model(), "float", case.inputs(3))
     assert error.value.code == REFUSED[name]
     assert (error.value.place.line or "").startswith("structures_control.py:")
     assert error.value.remedy

@@ -18,6 +18,7 @@ from torch.fx.node import map_aggregate
 
 from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.formats import FixedFormat
+from pquant_fx.graph.alternatives import alternative
 from pquant_fx.graph.constants import constant_values, live_nodes
 from pquant_fx.graph.dialect import Quantizer, module_of, op_of
 from pquant_fx.graph.info import info, place
@@ -189,7 +190,8 @@ class _Analysis:
     def _operator(self, node: Node) -> None:
         op = op_of(node)
         if op is None or not callable(node.target):
-            raise Inexact("PQ201", f"{_name(self.gm, node)} has no exact integer meaning", "replace it by operators of the dialect")
+            name = _name(self.gm, node)
+            raise Inexact("PQ201", f"{name} has no exact integer meaning", alternative(name, module_of(self.gm, node)))
         unknown = [n for n in node.all_input_nodes if self.intervals.get(n) is None]
         args = self._operands(node, dummies=bool(unknown))
         if args is None:

@@ -5,14 +5,18 @@ Pickling drops `meta` and deepcopy shares it, so nothing that the result depends
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import CodeType
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from pquant_fx.errors import Place
 
-__all__ = ["KEY", "NodeInfo", "info", "place", "set_info"]
+__all__ = ["KEY", "NodeInfo", "definition_line", "info", "place", "set_info"]
 
 KEY = "pquant_fx"
 
@@ -40,6 +44,14 @@ def info(node: Node) -> NodeInfo:
     """The record of `node`; an empty one when the node was made without provenance."""
     found: Any = node.meta.get(KEY)
     return found if isinstance(found, NodeInfo) else NodeInfo()
+
+
+def definition_line(function: Any) -> str | None:
+    """`file.py:line` where a user's function begins; None for torch's own and for what has no Python code."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType) or code.co_filename.startswith(str(Path(torch.__file__).parent)):
+        return None
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
 def set_info(node: Node, record: NodeInfo) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +17,13 @@ from torch.utils._pytree import tree_flatten
 
 from pquant_fx.errors import ConfigError, LoweringError, Problem
 from pquant_fx.graph.analysis import FormatMap
+from pquant_fx.graph.info import info
+from pquant_fx.lower.locate import first_differing_node
 from pquant_fx.lower.verify import Values, VerifyReport, compare_engines
 
 __all__ = ["ENGINES", "Frozen", "verify"]
 
+IO_TYPES = ("io_parallel", "io_stream")
 Array = npt.NDArray[np.float64]
 _QONNX_BATCH = 128  # qonnx keeps every intermediate value of a batch
 
@@ -39,17 +43,30 @@ class Frozen(Protocol):
 
 
 def verify(frozen: Frozen, inputs: list[Tensor], targets: tuple[str, ...], io_type: str) -> VerifyReport:
-    """Compare the outputs of `targets` with torch's on `inputs` (samples first). ConfigError (PQ405) for an unknown target."""
+    """Compare the outputs of `targets` with torch's on `inputs` (samples first). ConfigError (PQ405) for unknown names."""
     unknown = [t for t in targets if t not in ENGINES]
     if unknown:
         raise ConfigError([Problem("PQ405", f"there is no engine '{t}'", f"engines: {', '.join(ENGINES)}") for t in unknown])
+    if io_type not in IO_TYPES:
+        raise ConfigError(Problem("PQ405", f"there is no io type '{io_type}'", f"io types: {', '.join(IO_TYPES)}"))
     reference = _flat(frozen(*inputs))
     output = next(n for n in frozen.graph_module.graph.nodes if n.op == "output")
     nodes = output.all_input_nodes if len(output.all_input_nodes) == len(reference) else []
     lsbs = [i.f if (i := frozen.formats.intervals.get(n)) is not None else 0 for n in nodes] or [0] * len(reference)
     names = [n.name for n in nodes] or [f"output_{n}" for n in range(len(reference))]
     runs = {_label(t, io_type): _run(ENGINES[t], frozen, inputs, io_type) for t in targets}
-    return compare_engines(reference, lsbs, names, runs)
+    return _located(compare_engines(reference, lsbs, names, runs), frozen, inputs)
+
+
+def _located(report: VerifyReport, frozen: Frozen, inputs: list[Tensor]) -> VerifyReport:
+    """Name the node where the integer interpreter leaves torch, if that is the first difference."""
+    first = report.first_difference
+    if first is None or first.engine != "integer":
+        return report
+    node = first_differing_node(frozen.graph_module, frozen.formats, inputs)
+    if node is None:
+        return report
+    return replace(report, first_difference=replace(first, node=node.name, line=info(node).line))
 
 
 def _run(engine: Callable[[Frozen, list[Tensor], str], Values], frozen: Frozen, inputs: list[Tensor], io_type: str) -> Callable[[], Values]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -41,6 +42,8 @@ def to_hls4ml(
     for name, (value, values) in known.items():
         if value not in values:
             raise LoweringError(Problem("PQ407", f"{name}='{value}'", f"use one of {', '.join(values)}"))
+    if not isinstance(clock_period, int | float) or not 0 < clock_period < math.inf:
+        raise LoweringError(Problem("PQ407", f"clock_period={clock_period!r}", "give the clock period in ns, such as 5"))
     plan, problems = _plan(model, io_type)
     if problems:
         raise LoweringError(problems)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.fx import GraphModule, Node
 
+from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx_emission import Emission, Layout, Target
 from pquant_fx.lower.onnx_graph import Value, write_model
 from pquant_fx.lower.onnx_names import parameter_name
@@ -28,8 +29,10 @@ def to_onnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, batc
     """Write the frozen graph `gm` with a symbolic batch `N`, or a fixed one; layout as in torch.
 
     All rounding and overflow modes, formats per element. Two exports are equal byte for byte. Raises LoweringError with
-    all problems at once: PQ201 and PQ202 for operators, PQ303 beyond float64; OutputError (PQ505).
+    all problems at once: PQ201 and PQ202 for operators, PQ303 beyond float64; OutputError (PQ505);
+    ExtraMissingError (PQ503) without the package onnx.
     """
+    require("onnx")
     return write_model(Emission(gm, Target("plain ONNX", TABLE, data_quantizer, _parameter, doubles=True), batch).run(), path)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pquant_fx.errors import InputError, LoweringError, Problem
+from pquant_fx.lower.extras import require
 
 if TYPE_CHECKING:
     import onnx
@@ -25,8 +26,10 @@ _CHUNK = 128
 def run_onnxruntime(model: onnx.ModelProto, inputs: Arrays) -> list[npt.NDArray[Any]]:
     """The outputs of a file of standard operators in their order; inputs in the file's order, samples first.
 
-    Raises InputError (PQ409) for wrong inputs, LoweringError (PQ201) for operators of other domains.
+    Raises InputError (PQ409) for wrong inputs, LoweringError (PQ201) for operators of other domains,
+    ExtraMissingError (PQ503) without onnxruntime.
     """
+    require("onnxruntime")
     import onnxruntime
 
     foreign = sorted({n.domain for n in model.graph.node} - {"", "ai.onnx"})
@@ -46,9 +49,10 @@ def run_onnxruntime(model: onnx.ModelProto, inputs: Arrays) -> list[npt.NDArray[
 def run_qonnx(model: onnx.ModelProto, inputs: Arrays) -> list[npt.NDArray[Any]]:
     """The outputs of a QONNX file by qonnx's node-by-node execution; it is quickest when exported with batch = samples.
 
-    Raises InputError (PQ409) for wrong inputs.
+    Raises InputError (PQ409) for wrong inputs, ExtraMissingError (PQ503) without qonnx.
     """
     with _silence():
+        require("qonnx.core.onnx_exec")
         from qonnx.core.modelwrapper import ModelWrapper
         from qonnx.core.onnx_exec import execute_onnx
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import GraphModule
 
+from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx_emission import Emission, Target
 from pquant_fx.lower.onnx_graph import write_model
 from pquant_fx.lower.onnx_ops import TABLE, mean_as_pool
@@ -27,8 +28,10 @@ def to_qonnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, str
     strict: only the standard domain and `qonnx.custom_op.general`; without it, quantizers that a `Quant` can not express
     exactly become `FixedPoint` nodes of the domain `pquant_fx.lower.qonnx_ops`, which qonnx imports by itself.
     Two exports are equal byte for byte. Raises LoweringError with all problems at once: PQ201 and PQ202 for operators,
-    PQ205 for formats that are no scalar width, PQ207 for modes (strict), PQ303 for values beyond float32; OutputError (PQ505).
+    PQ205 for formats that are no scalar width, PQ207 for modes (strict), PQ303 for values beyond float32; OutputError (PQ505);
+    ExtraMissingError (PQ503) without the package onnx.
     """
+    require("onnx")
     target = Target(
         "QONNX",
         {**TABLE, torch.mean: mean_as_pool},

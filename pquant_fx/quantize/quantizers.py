@@ -62,7 +62,8 @@ class CalibratedQuantizer(FixedQuantizer):
     def format_for(self, observer: Observer) -> tuple[Tensor, Tensor, Tensor]:
         """k, i, f for what `observer` saw: the smallest range that covers it, and what is left of W as fraction bits."""
         low, high = observer.extremes
-        signed = self.signed if self.signed is not None else not (self.non_negative and bool((low >= 0).all()))
+        unsigned = self.non_negative and self.overflow != "WRAP_SM" and bool((low >= 0).all())  # WRAP_SM is for signed codes only
+        signed = self.signed if self.signed is not None else not unsigned
         k = torch.full_like(low, float(signed))
         i = observer.integer_bits(k, self.width, self.overflow) + self.safety_bits
         i = _settled(i, (high <= 0) & ((low >= 0) | (k == 0)))

@@ -75,7 +75,14 @@ def bundle(
         write_atomically(made / "report.html", report.to_html().encode())
         if hls4ml:
             frozen.to_hls4ml(made / "hls4ml")
+            _settle(made, Path(path).absolute())
     return Path(path)
+
+
+def _settle(made: Path, final: Path) -> None:
+    """hls4ml notes where its project lies: let that be the place where the bundle will be."""
+    for file in (made / "hls4ml").glob("*.yml"):
+        file.write_text(file.read_text().replace(str(made), str(final)))
 
 
 def _golden(frozen: Frozen, inputs: Mapping[str, Tensor]) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pquant_fx.errors import Place, Problem, TraceError
+from pquant_fx.graph.info import definition_line
 
 __all__ = ["Arguments", "bind_examples", "match_arguments"]
 
@@ -74,7 +75,8 @@ def match_arguments(model: nn.Module, examples: Mapping[str, Tensor]) -> Argumen
     known = ", ".join(p.name for p in parameters)
     problems += [_problem(f"forward has no argument '{n}'", f"its arguments are: {known}") for n in left]
     if problems:
-        raise TraceError(problems)
+        where = Place(module="", line=definition_line(model.forward))
+        raise TraceError([replace(p, place=where) for p in problems])
     return Arguments(tuple(positional), keywords, defaults)
 
 

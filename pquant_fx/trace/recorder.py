@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pquant_fx.graph.info import NodeInfo, set_info
+from pquant_fx.graph.info import NodeInfo, definition_line, set_info
 from pquant_fx.graph.shapes import DataDependentShape, Shapes, map_structure
 from pquant_fx.trace.inplace import Write, find_write
 from pquant_fx.trace.ledger import Ledger, dtype_name
@@ -56,6 +56,8 @@ class Recorder(Ledger, TorchFunctionMode):
             with self:
                 result = self.nodes(call(self.root, *args, **kwargs))
                 map_structure(self._check_output, result)
+                if not _any(Node, result):
+                    self.refusals.no_tensor(definition_line(self.root.forward))
                 return result
         except Stop:
             return None
@@ -69,7 +71,7 @@ class Recorder(Ledger, TorchFunctionMode):
 
     def placeholder(self, name: str, low: Tensor, high: Tensor, device: torch.device) -> Value:
         node = self.graph.placeholder(name)
-        set_info(node, NodeInfo("", 1, None, tuple(low.shape), dtype_name(low)))
+        set_info(node, NodeInfo("", 1, definition_line(self.root.forward), tuple(low.shape), dtype_name(low)))
         return Value.make(Sketch(node, low, high, device))
 
     @contextmanager
@@ -207,7 +209,7 @@ class Recorder(Ledger, TorchFunctionMode):
 
     def _wrap(self, low: Any, high: Any, kind: str, target: Any, args: Any, kwargs: Any, inputs: list[Sketch]) -> Any:
         positional, named = self.nodes(args), self.nodes(kwargs)
-        if kind == "call_function" and not _holds_tensor(low):
+        if kind == "call_function" and not _any(Tensor, low):
             return self.number(low, high, lambda: self.node(kind, target, positional, named), positional)
         if torch._C._is_any_autocast_enabled() != self._autocast:
             self.refusals.autocast(self.place())
@@ -239,7 +241,7 @@ class Recorder(Ledger, TorchFunctionMode):
             self.refusals.attribute_written(path, name, self.place())
 
 
-def _holds_tensor(value: Any) -> bool:
+def _any(kind: type, value: Any) -> bool:
     found: list[bool] = []
-    map_structure(lambda x: found.append(isinstance(x, Tensor)), value)
+    map_structure(lambda x: found.append(isinstance(x, kind)), value)
     return any(found)

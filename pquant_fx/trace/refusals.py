@@ -126,6 +126,10 @@ class Refusals:
         what = f"forward returns a {type(value).__name__}"
         self.add("PQ107", what, "return tensors in tuples, lists, dicts, named tuples or dataclasses", Place(module=""))
 
+    def no_tensor(self, line: str | None) -> None:
+        """PQ107: forward returns nothing that was computed."""
+        self.add("PQ107", "forward returns no tensor", "return the result; is a `return` missing?", Place(module="", line=line))
+
     def autocast(self, place: Place) -> None:
         """PQ107: precision changes inside forward."""
         what = "forward switches autocast: the precision of part of the model would be lost"
