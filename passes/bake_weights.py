@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import ConfigError, LoweringError, Problem
 from pquant_fx.graph.analysis import IDENTITIES
-from pquant_fx.graph.constants import constant_values, live_nodes
+from pquant_fx.graph.constants import computes, constant_values, live_nodes
 from pquant_fx.graph.dialect import Quantizer, module_of
 from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, constant
@@ -68,7 +68,7 @@ def _problem(node: Node, rw: Rewriter, values: dict[Node, Tensor], live: set[Nod
     if quantizer is not None and not quantizer.calibrated:
         what = f"the quantizer '{node.target}' has no format yet"
         return Problem("PQ307", what, "call `model.calibrate(batches)` with real data, or set a format", place(node))
-    if node not in values or not (quantizer is not None or _feeds_data(node, values, live)):
+    if node not in values or not (quantizer is not None or any(u in live and u not in values and computes(rw.gm, u) for u in node.users)):
         return None
     try:
         constant(values[node].cpu().double().numpy(), *(() if quantizer is not None else (CONSTANT_BITS,)))

@@ -12,6 +12,7 @@ has one quantizer. A bias is rounded to the lsb of the accumulator and never sat
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from pquant_fx.formats import FixedFormat
 from pquant_fx.graph.dialect import BatchStatistics, Mask, Op, Quantizer, is_parameter_value, op_of
 from pquant_fx.graph.info import info
 from pquant_fx.graph.rewriter import OWN, Rewriter
-from pquant_fx.graph.values import data_operands, non_negative, quantized_source
+from pquant_fx.graph.values import data_operands, is_data_quantizer, non_negative, quantized_source
 from pquant_fx.passes.settings import settings_of
 from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer, DynamicQuantizer, FixedQuantizer
 
@@ -45,11 +46,11 @@ class InsertQuantizers:
         work = _Insertion(gm, self.config)
         for node in [n for n in gm.graph.nodes if n.op == "placeholder"]:
             work.input(node)
+        work.outputs()
         for node in list(gm.graph.nodes):
             op = op_of(node)
             if op is not None and not is_parameter_value(node) and not work.only_statistics(node):
                 work.operator(node, op)
-        work.outputs()
         return work.rw.changed
 
 
@@ -98,8 +99,10 @@ class _Insertion:
         """Quantize a value where it has no format of its own yet; what only moves values passes the request on to them."""
         if not isinstance(node, Node) or quantized_source(node) or is_parameter_value(node):
             return
+        if node.users and all(is_data_quantizer(user) for user in node.users):
+            return  # an output with a declared format: one rounding, not two
         op = op_of(node)
-        if op is not None and op.kind == "grid":
+        if op is not None and op.kind == "grid" and not _is_part(node):
             for operand in data_operands(node):
                 self.data(operand)
             return
@@ -216,6 +219,11 @@ def _label(node: Node) -> str:
     if node.op == "placeholder" or not record.path:
         return node.name
     return record.path if record.site == 1 else f"{record.path}_{record.site}"
+
+
+def _is_part(node: Node) -> bool:
+    """Whether the value is one of several that an opaque call returned."""
+    return node.target is operator.getitem and not isinstance(node.args[1], tuple)
 
 
 def _is_ours(node: Node) -> bool:

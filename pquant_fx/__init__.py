@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from pquant_fx.graph.observers import Diff, Dump, Timing
     from pquant_fx.graph.passes import Pass, Pipeline, rewrite
     from pquant_fx.graph.rewriter import Rewriter
+    from pquant_fx.lower.verify import VerifyReport
     from pquant_fx.passes import default_pipeline
     from pquant_fx.quantize.fixed_point import fixed_point
+    from pquant_fx.train.history import History
     from pquant_fx.train.session import session
 
 __version__ = "0.1.0"
@@ -53,8 +55,10 @@ _HOME = {
     "graph.observers": "Diff Dump Timing",
     "graph.passes": "Pass Pipeline rewrite",
     "graph.rewriter": "Rewriter",
+    "lower.verify": "VerifyReport",
     "passes": "default_pipeline",
     "quantize.fixed_point": "fixed_point",
+    "train.history": "History",
     "train.session": "session",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
@@ -70,6 +74,7 @@ __all__ = [
     "ExtraMissingError",
     "FixedFormat",
     "FrozenModel",
+    "History",
     "InputError",
     "LoweringError",
     "Mask",
@@ -87,6 +92,7 @@ __all__ = [
     "TraceError",
     "TrainingError",
     "TransferError",
+    "VerifyReport",
     "check",
     "compile",
     "default_pipeline",

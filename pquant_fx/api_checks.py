@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_leaves
 
 from pquant_fx.compiled import CompiledModel
@@ -38,7 +38,7 @@ def refuse_no_model(model: Any) -> None:
     lazy = [
         Problem("PQ107", f"'{name}' has no values yet: its layer is lazy", "run the model once on real inputs", Place(module=_owner(name)))
         for name, t in (*model.named_parameters(), *model.named_buffers())
-        if isinstance(t, UninitializedTensorMixin)
+        if isinstance(t, UninitializedParameter | UninitializedBuffer)
     ]
     if lazy:
         raise TraceError(lazy)

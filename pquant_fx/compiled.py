@@ -52,7 +52,7 @@ class CompiledModel(nn.Module):
 
     # ---- running
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's `forward`: same arguments, same structure of results. Raises InputError (PQ409): other shapes or types, wrong names."""
+        """The user's `forward`: same arguments and results. Raises InputError (PQ409) for other shapes, types or names."""
         self._check_inputs(args, kwargs)
         return self.graph_module(*args, **kwargs)
 
@@ -119,7 +119,7 @@ class CompiledModel(nn.Module):
         validation: Any = None,
         *,
         loss: Callable[[Any, Any], Tensor] | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer] | None = None,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         callbacks: Sequence[Callable[[EpochEnd], None]] = (),
     ) -> History:
@@ -164,8 +164,14 @@ class CompiledModel(nn.Module):
         missing = [k for k in result.missing_keys if not (is_float and k.startswith(f"{OWN}."))]
         if strict and (missing or result.unexpected_keys):
             raise TransferError(
-                [Problem("PQ401", f"the checkpoint lacks '{k}'", "load a checkpoint of this very network, or strict=False") for k in missing]
-                + [Problem("PQ401", f"the model has no '{k}'", "load a checkpoint of this very network, or strict=False") for k in result.unexpected_keys]
+                [
+                    Problem("PQ401", f"the checkpoint lacks '{k}'", "load a checkpoint of this very network, or strict=False")
+                    for k in missing
+                ]
+                + [
+                    Problem("PQ401", f"the model has no '{k}'", "load a checkpoint of this very network, or strict=False")
+                    for k in result.unexpected_keys
+                ]
             )
         if is_float and self.calibration_source != "shape":
             self.calibrate([tuple(self._examples.tensors.values())], source="examples")

@@ -45,7 +45,11 @@ def freeze(compiled: CompiledModel) -> FrozenModel:
     for module in gm.modules():
         module.eval()
     _refuse_nan(gm)
-    freezing_pipeline()(gm)
+    try:
+        freezing_pipeline()(gm)
+    except LoweringError as error:  # some constants were refused: say what else stands in the way
+        known = {(p.code, p.place.node) for p in error.problems}
+        raise LoweringError([*error.problems, *(p for p in unsupported(gm) if (p.code, p.place.node) not in known)]) from error
     gm.delete_all_unused_submodules()
     formats = analyse(gm)
     problems = unsupported(gm, formats=formats)
@@ -237,5 +241,3 @@ def _map_codes(outputs: Any, leaf: Any) -> Any:
     if isinstance(outputs, tuple | list):
         return type(outputs)(_map_codes(v, leaf) for v in outputs)
     return outputs
-
-

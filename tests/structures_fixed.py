@@ -1,12 +1,14 @@
-"""Structures that compile to fixed point, in the words of ordinary user models: sharing, arithmetic, slices, joins, BatchNorm.
+"""Structures that compile to fixed point, in the words of ordinary user models: sharing, slices, joins, BatchNorm, interfaces.
 
 `FIXED[name].model()` builds one with fixed random weights and lived-in BatchNorm statistics, `.inputs(batch)` its example
-inputs. All axes have different lengths, so that a wrong transpose shows. Maps and convolutions: `structures_fixed_maps`.
+inputs. All axes have different lengths, so that a wrong transpose shows. Arithmetic with constants and convolutions have
+files of their own; `names(module)` lists the structures of one file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 
 from tests.structures import Structure
 
-__all__ = ["FIXED", "fixed"]
+__all__ = ["FIXED", "Layers", "fixed", "names"]
 
 FIXED: dict[str, Structure] = {}
 
@@ -28,6 +30,12 @@ def fixed(**shapes: tuple[int, ...]) -> Callable[[Any], Any]:
         return cls
 
     return register
+
+
+def names(module: str) -> list[str]:
+    """The structures that the file `tests/<module>.py` registers."""
+    import_module(f"tests.{module}")
+    return [name for name, case in FIXED.items() if case.build.__module__ == f"tests.{module}"]
 
 
 class Layers(nn.Module):
@@ -95,94 +103,6 @@ class UnusedParts(Layers):
         y = torch.relu(self.a(x))
         self.b(x)
         return self.out(y)
-
-
-# ---- functional, in place, numbers and constants
-@fixed(x=(8,))
-class ScalarFirst(Layers):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(1.0 - 0.5 * self.a(x))
-
-
-@fixed(x=(8,))
-class AwkwardNumbers(Layers):
-    """Factors, addends and divisors that are no dyadic numbers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x) * 0.1 + 0.3
-        return self.out(torch.relu(1.7 - y / 3)) / 2.5 - 1 / 3
-
-
-@fixed(x=(8,))
-class TimesThreeThenAdd(Layers):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.add(self.a(x), self.b(x), alpha=3)) * -4
-
-
-@fixed(x=(8,))
-class InPlace(Layers):
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.c(x), inplace=True)
-        y += x
-        y *= 2
-        return self.a(y.relu_())
-
-
-@fixed(x=(8,))
-class SameTensorAdded(Layers):
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return self.out(y + y)
-
-
-@fixed(x=(8,))
-class LayerScale(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.linspace(-0.3, 0.2, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a(x + self.gamma * torch.relu(self.c(x)))
-
-
-@fixed(x=(8,))
-class BuffersInForward(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mu", torch.randn(8))
-        self.register_buffer("sd", torch.rand(8) + 0.3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a((x - self.mu) / self.sd)
-
-
-@fixed(x=(8,))
-class Shift(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.randn(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shift - self.a(x)
-
-
-@fixed(x=(8,))
-class ProductOfValues(Layers):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.a(x) * F.relu(self.b(x))) + self.out(self.a(x)) ** 2
-
-
-@fixed(x=(8,))
-class OneWeightInTwoRoles(Layers):
-    """A parameter that is a factor here and an addend there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.randn(6) / 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return self.out(y * self.gamma + self.gamma)
 
 
 # ---- slices
@@ -297,6 +217,16 @@ class BatchnormOfASum(Layers):
         return self.out(F.relu(self.bn(y + self.b(x)))) + self.out(y)
 
 
+@fixed(x=(8,))
+class SharedLinearTwoBatchnorms(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(self.second(self.c(F.relu(self.first(self.c(x))))))
+
+
 # ---- several inputs and outputs
 class Heads(NamedTuple):
     jet_id: Tensor
@@ -315,3 +245,18 @@ class DictHeads(Layers):
     def forward(self, b: Tensor, a: Tensor) -> dict[str, Any]:
         h = F.relu(self.a(a))
         return {"raw": h, "both": (self.out(h), self.b(b)), "copy": b}
+
+
+@fixed(x=(8,), unused=(4,))
+class NothingButInputs(Layers):
+    """Inputs that go straight to outputs, and one that nothing uses."""
+
+    def forward(self, x: Tensor, unused: Tensor, *, scale: float = 2.0, mask: Tensor | None = None) -> tuple[Any, ...]:
+        y = x if mask is None else x * mask
+        return x, x[:, :3], [torch.cat([x, y], 1), -x], y * scale + 1
+
+
+@fixed(x=(8,), row=(1,), map=(8, 4, 1))
+class BroadcastInputs(Layers):
+    def forward(self, x: Tensor, row: Tensor, map: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x * row + row), map + x.view(-1, 8, 1, 1)

@@ -243,3 +243,40 @@ class ConstantMatrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(torch.matmul(self.pairs, x)) @ self.basis
+
+
+@fixed(x=(6, 4))
+class BatchnormOverParticles(nn.Module):
+    """BatchNorm whose channels are not those of the Linear before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phi, self.bn, self.rho = nn.Linear(4, 5), nn.BatchNorm1d(6), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rho(torch.relu(self.bn(self.phi(x)))).sum(1)
+
+
+@fixed(x=(2, 6, 8))
+class BatchnormAroundPools(Maps):
+    """BatchNorm before a padded convolution, before and after a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.before, self.after = nn.BatchNorm2d(2), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.max_pool2d(self.before(self.conv(self.first(x))), 2)
+        return self.next(self.after(F.relu(y)))
+
+
+@fixed(x=(4, 6))
+class StackedBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.stack([self.a(x), 4 * self.b(x)], 2)
+        first, second = both.unbind(2)
+        return self.head(first - second), both.sum(2)

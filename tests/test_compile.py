@@ -140,6 +140,15 @@ def test_rules_reach_their_layers_and_call_sites():
     assert caught.value.code == "PQ402"
 
 
+def test_a_rule_for_a_convolution_holds_when_batchnorm_is_folded_into_it():
+    net = ConvBN()
+    for state in ("fresh", "trained"):
+        config = {"preset": "fixed8", "layers": {"conv": {"weight_bits": 4}}}
+        model = pq.compile(net, config, torch.randn(8, 1, 8, 8))
+        assert model.get_submodule("pq.conv.weight_quantizer").width == 4, state
+        net(torch.randn(8, 1, 8, 8))
+
+
 def test_interface_formats_are_kept():
     config = {"preset": "fixed8", "inputs": {"input": {"format": "fixed<12,4>"}}, "outputs": {"0": {"format": "fixed<10,5,TRN,SAT>"}}}
     model = pq.compile(MLP(), config, torch.randn(64, 16))

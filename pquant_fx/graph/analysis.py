@@ -19,7 +19,7 @@ from torch.fx.node import map_aggregate
 from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.formats import FixedFormat
 from pquant_fx.graph.alternatives import alternative
-from pquant_fx.graph.constants import constant_values, live_nodes
+from pquant_fx.graph.constants import computes, constant_values, live_nodes
 from pquant_fx.graph.dialect import Quantizer, module_of, op_of
 from pquant_fx.graph.info import info, place
 from pquant_fx.graph.interval_quantizer import QuantizerFacts, formats_of, full_range, quantize_interval
@@ -145,7 +145,7 @@ class _Analysis:
     def _constant(self, node: Node) -> None:
         value = self.constants[node]
         quantizer = module_of(self.gm, node)
-        used = any(user in self.live and user not in self.constants for user in node.users)
+        used = any(user in self.live and user not in self.constants and computes(self.gm, user) for user in node.users)
         if not isinstance(value, Tensor) or not (used or isinstance(quantizer, Quantizer)):
             self._unknown(node, "a parameter before its quantizer")
             return
@@ -190,8 +190,8 @@ class _Analysis:
     def _operator(self, node: Node) -> None:
         op = op_of(node)
         if op is None or not callable(node.target):
-            name = _name(self.gm, node)
-            raise Inexact("PQ201", f"{name} has no exact integer meaning", alternative(name, module_of(self.gm, node)))
+            name, module = _called(self.gm, node)
+            raise Inexact("PQ201", f"{name} has no exact integer meaning", alternative(name, module))
         unknown = [n for n in node.all_input_nodes if self.intervals.get(n) is None]
         args = self._operands(node, dummies=bool(unknown))
         if args is None:
@@ -278,8 +278,11 @@ def _uncalibrated() -> Inexact:
     return Inexact("PQ307", "its format was never set", "calibrate the model with real data, or give a static format")
 
 
-def _name(gm: GraphModule, node: Node) -> str:
+def _called(gm: GraphModule, node: Node) -> tuple[str, nn.Module | None]:
+    """What an opaque node calls, in the user's words: a class with its module, or a function (also one that tracing wrapped)."""
     module = module_of(gm, node)
-    if module is not None:
-        return type(module).__name__
-    return getattr(node.target, "__name__", str(node.target))
+    wrapped = getattr(module, "function", None) if type(module).__module__.startswith("pquant_fx.") else None
+    if module is not None and wrapped is None:
+        return type(module).__name__, module
+    function = node.target if wrapped is None else wrapped
+    return getattr(function, "__name__", str(function)), None

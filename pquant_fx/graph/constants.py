@@ -13,10 +13,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from pquant_fx.errors import LoweringError, PQuantError
-from pquant_fx.graph.dialect import BatchStatistics, module_of
+from pquant_fx.graph.dialect import BatchStatistics, Mask, Quantizer, module_of, op_of
 from pquant_fx.graph.info import place
 
-__all__ = ["circuit_inputs", "constant_values", "live_nodes"]
+__all__ = ["circuit_inputs", "computes", "constant_values", "live_nodes"]
 
 
 def circuit_inputs(gm: GraphModule, node: Node) -> list[Node]:
@@ -33,6 +33,16 @@ def live_nodes(gm: GraphModule) -> set[Node]:
         if node in live:
             live.update(circuit_inputs(gm, node))
     return live
+
+
+def computes(gm: GraphModule, node: Node) -> bool:
+    """Whether the circuit computes `node` or returns it: an operator of the dialect, a module of ours, the output.
+
+    What is opaque is refused itself; how exact its constants are is then no question.
+    """
+    if node.op == "call_module":
+        return isinstance(module_of(gm, node), Quantizer | Mask | BatchStatistics)
+    return node.op == "output" or op_of(node) is not None
 
 
 def constant_values(gm: GraphModule) -> dict[Node, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.dialect import Mask, Quantizer, module_of, op_of
+from pquant_fx.graph.dialect import BatchStatistics, Mask, Quantizer, module_of, op_of
 from pquant_fx.graph.info import info
 
 __all__ = ["diff", "fingerprint", "text"]
@@ -24,7 +24,8 @@ def text(gm: GraphModule, formats: Mapping[Node, Any] | None = None, *, lines: b
     formats: node -> anything printable, for example a FixedFormat. lines=False leaves out the columns that change
     without the graph changing (shapes, formats, source lines).
     """
-    rows = [_row(gm, n, formats or {}, lines) for n in gm.graph.nodes]
+    batched = _batched(gm)
+    rows = [_row(gm, n, formats or {}, lines, n in batched) for n in gm.graph.nodes]
     widths = [max((len(r[c]) for r in rows), default=0) for c in range(len(rows[0]))] if rows else []
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows) + "\n"
 
@@ -39,14 +40,23 @@ def diff(before: str, after: str, name: str = "pass") -> str:
     return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"before {name}", f"after {name}", n=1))
 
 
-def _row(gm: GraphModule, node: Node, formats: Mapping[Node, Any], lines: bool) -> tuple[str, ...]:
+def _batched(gm: GraphModule) -> set[Node]:
+    """Nodes that depend on data: their first axis is the batch."""
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        measured = isinstance(module_of(gm, node), BatchStatistics)
+        if node.op == "placeholder" or (not measured and any(used in found for used in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _row(gm: GraphModule, node: Node, formats: Mapping[Node, Any], lines: bool, batched: bool) -> tuple[str, ...]:
     name = "return" if node.op == "output" else node.name
     if not lines:
         return name, _expression(gm, node)
     record = info(node)
-    shape = "" if record.shape is None else "x".join(["N" if n == 0 else str(d) for n, d in enumerate(record.shape)])
-    if record.shape is not None and node.op == "get_attr":
-        shape = "x".join(str(d) for d in record.shape) or "scalar"
+    sizes = [] if record.shape is None else ["N" if n == 0 and batched else str(d) for n, d in enumerate(record.shape)]
+    shape = "" if record.shape is None else "x".join(sizes) or "scalar"
     return name, _expression(gm, node), shape, str(formats.get(node, "")), record.path, record.line or ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch.fx import Node
 
 from pquant_fx.graph.dialect import OPS, Op, Quantizer, is_parameter_value, module_of, op_of
@@ -33,40 +35,41 @@ def is_join(node: Node) -> bool:
 
 def non_negative(node: Node) -> bool:
     """Whether the value is >= 0 by construction: ReLU and what keeps its sign. Data alone never proves it."""
-    stack, seen = [node], set()
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
+
+    def judged(current: Node) -> bool | None:
         op = op_of(current)
         if op is None:
-            if not is_data_quantizer(current):
-                return False
-            stack.extend(current.all_input_nodes)
-        elif op.non_negative is True:
-            continue
-        elif op.non_negative is False or _negative_constant(current, op):
-            return False
-        else:
-            stack.extend(data_operands(current))
-    return True
+            return None if is_data_quantizer(current) else False
+        return False if op.non_negative is None and _negative_constant(current, op) else op.non_negative
+
+    return _holds(node, judged)
 
 
 def quantized_source(node: Node) -> bool:
     """Whether the value is a data quantizer's output, or such values moved and selected without arithmetic."""
+
+    def judged(current: Node) -> bool | None:
+        op = op_of(current)
+        if op is None:
+            return is_data_quantizer(current)
+        return None if op.kind == "grid" else False
+
+    return _holds(node, judged)
+
+
+def _holds(node: Node, judged: Callable[[Node], bool | None]) -> bool:
+    """Whether a property holds: proven or refuted at a node by `judged`, which answers None to ask the values it takes."""
     stack, seen = [node], set()
     while stack:
         current = stack.pop()
         if current in seen:
             continue
         seen.add(current)
-        op = op_of(current)
-        if is_data_quantizer(current):
-            continue
-        if op is None or op.kind != "grid":
+        verdict = judged(current)
+        if verdict is False:
             return False
-        stack.extend(data_operands(current))
+        if verdict is None:
+            stack.extend(data_operands(current) if op_of(current) is not None else current.all_input_nodes)
     return True
 
 

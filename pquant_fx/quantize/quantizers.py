@@ -106,7 +106,8 @@ class DynamicQuantizer(Quantizer):
         low, high = self._extremes(x)
         i = _settled(integer_bits(low, high), (low == 0) & (high == 0))
         k = torch.ones_like(i)
-        i = _widened_to_wrap(i, high, k, self.width, self.rounding, self.overflow)
+        alone = low.numel() == x.numel()  # a value that shares its format with no other: nothing is gained by saturating it
+        i = _widened_to_wrap(i, high, k, self.width, self.rounding, "WRAP" if alone else self.overflow)
         return k, i, self.width - 1 - i
 
     def forward(self, x: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class Refusals:
     def value_read(self, name: str, place: Place, args: tuple[Any, ...]) -> Any:
         """PQ101: Python asks for the value of a tensor."""
         what = f"'{self._lines.source()}' depends on tensor values: a circuit can not branch"
-        self.add("PQ101", what, f"use torch.where (or torch.clamp), or keep the module whole: {_leaf(place)}", place)
+        remedy = f"use torch.where (better torch.maximum or F.relu, which circuits have), or keep the module whole: {_leaf(place)}"
+        self.add("PQ101", what, remedy, place)
         if name in ("__bool__", "__contains__", "is_nonzero", "equal", "allclose"):
             return False
         if name in ("__int__", "__index__"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class _Run:
     """One call of fit."""
 
     def __init__(self, model: nn.Module, train: Any, validation: Any, loss: Loss | None, optimizer: Any, metrics: Any) -> None:
-        self.compiled: Any = compiled_model(model)
+        self.compiled = cast(Trainable, compiled_model(model))
         self.model = model
         gm, settings = self.compiled.graph_module, self.compiled.config.training_parameters
         self.data = batches_of(train, gm, size=settings.batch_size, seed=torch.initial_seed() % 2**62, shuffle=True)
