@@ -20,7 +20,7 @@ import pquant_fx as pq
 from benchmarks.networks import resnet20
 
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
-CALIBRATION, BATCH, COMPARED = 1024, 128, 200
+CALIBRATION, BATCH, COMPARED, RATE = 1024, 128, 200, 0.003
 
 
 def images(raw: Any) -> Tensor:
@@ -47,8 +47,8 @@ def augmented(x: Tensor, y: Tensor, generator: torch.Generator) -> Any:
 def finetune(model: pq.CompiledModel, x: Tensor, y: Tensor, epochs: int) -> None:
     """The user's own loop: two lines of ours."""
     steps = -(-len(x) // BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=epochs * steps)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * steps)
     generator = torch.Generator().manual_seed(1)
     with pq.session(model, epochs=epochs, steps_per_epoch=steps) as s:
         for epoch in range(epochs):
@@ -90,7 +90,7 @@ def main() -> None:
     print(f"8 bits, calibrated, untrained         {calibrated:.2f} %  ({calibrated - base:+.2f})")
     compare(model, x_test)
 
-    sparse = {"preset": "fixed8", "pruning_parameters": {"pruning_method": "magnitude", "sparsity": 0.5, "interval": 20}}
+    sparse = {"preset": "fixed8", "pruning_parameters": {"pruning_method": "magnitude", "sparsity": 0.5, "scope": "global", "interval": 10}}
     model = pq.compile(net, sparse, x[:BATCH], calibration=x[:CALIBRATION])
     finetune(model, x, y, options.epochs)
     trained = accuracy(model, x_test, y_test)

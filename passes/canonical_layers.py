@@ -106,7 +106,7 @@ def pad(node: Node, rw: Rewriter) -> Node | None:
     if not all(isinstance(p, int) for p in pads):
         raise NotCanonical
     if not any(pads):
-        return x  # type: ignore[no-any-return]
+        return x
     return canonical(node, rw, F.pad, x, tuple(pads), "constant", 0)
 
 

@@ -62,8 +62,7 @@ def transpose(node: Node, rw: Rewriter) -> Node | None:
 def movedim(node: Node, rw: Rewriter) -> Node | None:
     x, source, to = arguments(node, "input", "source", "destination")
     rank = len(sample_shape(x)) + 1
-    many = lambda v: [axis_of(a, rank) for a in ((v,) if isinstance(v, int) else v)]  # noqa: E731
-    sources, targets = many(source), many(to)
+    sources, targets = ([axis_of(a, rank) for a in ((v,) if isinstance(v, int) else v)] for v in (source, to))
     axes: list[int] = [a for a in range(rank) if a not in sources]
     for target, source_axis in sorted(zip(targets, sources)):
         axes.insert(target, source_axis)
@@ -83,7 +82,7 @@ def attribute(node: Node, rw: Rewriter) -> Node | None:
 
 def _permuted(node: Node, rw: Rewriter, x: Any, axes: list[int]) -> Node | None:
     if axes == sorted(axes):
-        return x  # type: ignore[no-any-return]
+        return x
     if not axes or axes[0] != 0:
         raise NotCanonical
     return canonical(node, rw, torch.permute, x, tuple(axes))
@@ -187,7 +186,7 @@ def _split(node: Node) -> tuple[Any, int, list[int]]:
         return x, axis, _pieces(size, wanted)  # type: ignore[return-value]
     if not isinstance(wanted, (tuple, list)) or not all(isinstance(s, int) for s in wanted):
         raise NotCanonical
-    return x, axis, list(wanted)  # type: ignore[return-value, arg-type]
+    return x, axis, list(wanted)  # type: ignore[return-value]
 
 
 def _unbind(node: Node) -> tuple[Any, int, list[int]]:

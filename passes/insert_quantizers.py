@@ -91,7 +91,8 @@ class _Insertion:
             if name in self.config.outputs and self.config.outputs[name].format is not None:
                 settings = self.config.settings_for(name, "output", "output")
                 with self.rw.after(node):
-                    made = self.rw.call_module(self.rw.own(f"{_label(node)}.output_quantizer", data_quantizer(settings, self.config, node)), node)
+                    path = self.rw.own(f"{_label(node)}.output_quantizer", data_quantizer(settings, self.config, node))
+                    made = self.rw.call_module(path, node)
                 self.rw.redirect(output, node, made)
 
     # ---- data
@@ -240,5 +241,3 @@ def _only_axis(node: Node) -> int | None:
 def _is_float(node: Node) -> bool:
     dtype = info(node).dtype
     return dtype is None or getattr(torch, dtype).is_floating_point
-
-

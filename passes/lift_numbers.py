@@ -57,7 +57,8 @@ def significant_bits(number: float) -> int:
 
 
 def _lift(node: Node, rw: Rewriter, bits: int) -> None:
-    a, b = node.args
+    operands: Any = node.args
+    a, b = operands
     if node.target in _OPERATIONS:
         for number in (a, b):
             if _is_number(number) and significant_bits(number) > bits:

@@ -104,9 +104,14 @@ def test_a_part_of_what_an_opaque_call_returns_is_quantized_by_itself() -> None:
 
 
 def test_kinds_and_widths() -> None:
-    config = {"preset": "fixed8", "layers": {"a": {"weight_bits": 5}, "ReLU": {"data_bits": 6, "data_rounding": "TRN", "data_overflow": "WRAP"}}}
+    config = {
+        "preset": "fixed8",
+        "layers": {"a": {"weight_bits": 5}, "ReLU": {"data_bits": 6, "data_rounding": "TRN", "data_overflow": "WRAP"}},
+    }
     found = quantizers(compiled(lambda m, x: m.b(m.act(m.a(x))), config))
-    weight, other, bias, act, x = (found[f"pq.{n}"] for n in ("a.weight_quantizer", "b.weight_quantizer", "a.bias_quantizer", "act.quantizer", "x.quantizer"))
+    weight, other, bias, act, x = (
+        found[f"pq.{n}"] for n in ("a.weight_quantizer", "b.weight_quantizer", "a.bias_quantizer", "act.quantizer", "x.quantizer")
+    )
     assert (type(weight), weight.width, weight.axis, other.width) == (DynamicQuantizer, 5, 0, 8)
     assert type(bias) is AccumulatorQuantizer
     assert (type(act), act.width, act.rounding, act.overflow, act.non_negative) == (CalibratedQuantizer, 6, "TRN", "WRAP", True)

@@ -31,14 +31,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
 from pquant_fx.errors import PassError, Problem
 from pquant_fx.formats import OverflowMode, RoundingMode
 from pquant_fx.graph.info import place
 
-__all__ = ["OPS", "BatchStatistics", "Mask", "Op", "Quantizer", "is_parameter_value", "module_of", "op_of", "verify"]
+__all__ = ["OPS", "BatchStatistics", "Mask", "Op", "Quantizer", "forget_answers", "is_parameter_value", "module_of", "op_of", "verify"]
 
 Kind = Literal["weighted", "arithmetic", "pool", "activation", "grid"]
 
@@ -194,18 +194,34 @@ def op_of(node: Node) -> Op | None:
 
 
 def is_parameter_value(node: Node) -> bool:
-    """Whether `node` depends on parameters and buffers only: a constant of the circuit, batch statistics included."""
+    """Whether `node` depends on parameters and buffers only: a constant of the circuit, batch statistics included.
+
+    Answers are kept with the graph until the next Rewriter or `verify` (see `forget_answers`), or every question would walk
+    back to the inputs and a pass would cost the square of the depth.
+    """
     gm = node.graph.owning_module
-    stack, seen = [node], set()
+    known: dict[Node, bool] = vars(node.graph).setdefault(_ANSWERS, {})
+    stack = [node]
     while stack:
-        current = stack.pop()
-        if current in seen or (gm is not None and isinstance(module_of(gm, current), BatchStatistics)):
-            continue
-        seen.add(current)
-        if current.op == "placeholder":
-            return False
-        stack.extend(current.all_input_nodes)
-    return True
+        current = stack[-1]
+        measured = gm is not None and isinstance(module_of(gm, current), BatchStatistics)
+        inputs = [] if measured else current.all_input_nodes
+        unknown = [used for used in inputs if used not in known]
+        if current.op == "placeholder" or any(known.get(used) is False for used in inputs):
+            known[stack.pop()] = False
+        elif unknown:
+            stack += unknown
+        else:
+            known[stack.pop()] = True
+    return known[node]
+
+
+def forget_answers(graph: Graph) -> None:
+    """Let `is_parameter_value` look again: the graph may have been edited."""
+    vars(graph).pop(_ANSWERS, None)
+
+
+_ANSWERS = "_pquant_fx_parameter_values"
 
 
 def verify(gm: GraphModule) -> None:
@@ -215,6 +231,7 @@ def verify(gm: GraphModule) -> None:
     acts on a parameter value, and there is exactly one output.
     """
     problems = []
+    forget_answers(gm.graph)
 
     def wrong(node: Node, what: str) -> None:
         problems.append(Problem("PQ601", what, "mend the pass that ran last; `Pipeline` names it", place(node)))

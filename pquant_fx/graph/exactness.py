@@ -65,7 +65,8 @@ def run_isolated(model: nn.Module, examples: Examples, training: bool, double: b
     for path, module in model.named_modules():  # each module once: swapped in under two names, a tensor would not be put back
         for name, t in (*module._parameters.items(), *module._buffers.items()):
             if t is not None:
-                tensors[f"{path}.{name}" if path else name] = t.detach().double() if double and t.is_floating_point() else t.detach().clone()
+                copied = t.detach().double() if double and t.is_floating_point() else t.detach().clone()
+                tensors[f"{path}.{name}" if path else name] = copied
     inputs = tuple(x.double() if double and isinstance(x, Tensor) and x.is_floating_point() else x for x in examples)
     with torch.no_grad(), _mode(model, training), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

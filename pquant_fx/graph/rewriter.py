@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.dialect import module_of
+from pquant_fx.graph.dialect import forget_answers, module_of
 from pquant_fx.graph.info import KEY, info
 
 __all__ = ["JOURNAL", "OWN", "Rewriter"]
@@ -30,6 +30,7 @@ class Rewriter:
     def __init__(self, gm: GraphModule) -> None:
         self.gm = gm
         self.graph = gm.graph
+        forget_answers(gm.graph)
         self._journal: set[str] = gm.meta.setdefault(JOURNAL, set())
         self._here: Node | None = None
         self._fresh: set[Node] = set()

@@ -138,7 +138,7 @@ def _pool(m: Any, x: Tensor) -> Tensor | None:
 def _convolution_call(n: int) -> Callable[[dict[str, Any]], Tensor | None]:
     def rule(given: dict[str, Any]) -> Tensor | None:
         x, w, padding = given["input"], given.get("weight"), given.get("padding", 0)
-        if not _is_plain(w) or w.dtype != x.dtype or isinstance(padding, str) or x.dim() != n + 2 or w.dim() != n + 2:
+        if w is None or not _is_plain(w) or w.dtype != x.dtype or isinstance(padding, str) or x.dim() != n + 2 or w.dim() != n + 2:
             return None
         if x.shape[1] != w.shape[1] * given.get("groups", 1):
             return None

@@ -19,7 +19,7 @@ class _Recorder(Interpreter):
     """Runs a graph in torch and keeps every data value by node name."""
 
     def __init__(self, gm: GraphModule) -> None:
-        super().__init__(gm)  # type: ignore[no-untyped-call]
+        super().__init__(gm)
         self.values: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
 
     def run_node(self, n: Node) -> Any:

@@ -34,7 +34,8 @@ class Difference:
 
     def __str__(self) -> str:
         where = f" first at node '{self.node}' ({self.line or 'no line'})" if self.node else ""
-        return f"{self.engine}: output '{self.output}' differs on {self.samples} samples (first {self.first_sample}), at most {self.max_ulp:g} lsb{where}"
+        samples = f"{self.samples} samples (first {self.first_sample})"
+        return f"{self.engine}: output '{self.output}' differs on {samples}, at most {self.max_ulp:g} lsb{where}"
 
 
 @dataclass(frozen=True)
