@@ -1,6 +1,6 @@
 """How long compiling takes, and that its cost grows linearly: ResNet-20 against a ResNet ten times deeper.
 
-    python -m benchmarks.compile_time
+python -m benchmarks.compile_time
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """align_joins: how the branches of an add, a concat, a maximum share a grid.
 
-    align    nothing to do: grids are powers of two, the sum of two formats is exact (the default)
-    shared   q(a) + q(b) with one and the same Quantizer, for toolchains that need equal scales
-    requant  q(a + b): the result is quantized at the join
+align    nothing to do: grids are powers of two, the sum of two formats is exact (the default)
+shared   q(a) + q(b) with one and the same Quantizer, for toolchains that need equal scales
+requant  q(a + b): the result is quantized at the join
 """
 
 from __future__ import annotations

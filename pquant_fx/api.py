@@ -129,7 +129,7 @@ def _qonnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
 
 
 def _hls4ml_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
-    from pquant_fx.lower.hls4ml_import import check as check_hls4ml
+    from pquant_fx.lower.hls4ml.convert import check as check_hls4ml
 
     return tuple(check_hls4ml(compiled.freeze().to_qonnx()))
 

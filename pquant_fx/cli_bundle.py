@@ -94,7 +94,7 @@ def _float64(values: Sequence[Any]) -> Values:
 
 
 def _onnx(path: Path, golden: _Golden) -> Values:
-    from pquant_fx.lower.onnx_run import run_onnxruntime
+    from pquant_fx.lower.onnx.run import run_onnxruntime
 
     return _float64(run_onnxruntime(_load(path / "plain.onnx"), list(golden.inputs.values())))
 
@@ -103,7 +103,7 @@ def _qonnx(path: Path, golden: _Golden) -> Values:
     """Sample by sample: the file is written for a batch of one."""
     import numpy as np
 
-    from pquant_fx.lower.onnx_run import run_qonnx
+    from pquant_fx.lower.onnx.run import run_qonnx
 
     model = _load(path / "qonnx.onnx")
     count = len(golden.codes[0])
@@ -112,7 +112,7 @@ def _qonnx(path: Path, golden: _Golden) -> Values:
 
 
 def _hls4ml(path: Path, golden: _Golden, io_type: str) -> Values:
-    from pquant_fx.lower.hls4ml_import import to_hls4ml
+    from pquant_fx.lower.hls4ml.convert import to_hls4ml
 
     with tempfile.TemporaryDirectory(prefix="pquant_fx_") as folder:
         project = to_hls4ml(_load(path / "qonnx.onnx"), Path(folder) / "project", io_type=io_type)

@@ -26,7 +26,7 @@ from pquant_fx.passes import freezing_pipeline
 from pquant_fx.quantize.quantizers import CalibratedQuantizer
 
 if TYPE_CHECKING:
-    from pquant_fx.lower.hls4ml_project import HlsProject
+    from pquant_fx.lower.hls4ml.project import HlsProject
     from pquant_fx.lower.verify import VerifyReport
 
 __all__ = ["FrozenModel", "freeze"]
@@ -134,13 +134,13 @@ class FrozenModel(nn.Module):
 
         strict=True raises LoweringError (PQ205, PQ207) instead of using operators of our own domain. OutputError (PQ505).
         """
-        from pquant_fx.lower.qonnx import to_qonnx
+        from pquant_fx.lower.onnx.qonnx import to_qonnx
 
         return to_qonnx(self.graph_module, path, strict=strict)
 
     def to_onnx(self, path: str | PathLike[str] | None = None) -> Any:
         """Plain ONNX: standard operators only, any batch size, the same bits in onnxruntime."""
-        from pquant_fx.lower.onnx_plain import to_onnx
+        from pquant_fx.lower.onnx.plain import to_onnx
 
         return to_onnx(self.graph_module, path)
 
@@ -158,7 +158,7 @@ class FrozenModel(nn.Module):
         A directory that we wrote may be replaced with overwrite=True, any other is refused (OutputError PQ506).
         Raises LoweringError (PQ2xx) with every node that hls4ml can not compute exactly.
         """
-        from pquant_fx.lower.hls4ml_import import to_hls4ml
+        from pquant_fx.lower.hls4ml.convert import to_hls4ml
 
         return to_hls4ml(
             self.to_qonnx(), output_dir, backend=backend, io_type=io_type, part=part, clock_period=clock_period, overwrite=overwrite

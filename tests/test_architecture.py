@@ -89,7 +89,9 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
             assert not at_top, f"import {module} inside the function that needs it"
 
 
-@pytest.mark.parametrize("path", [*sources(), *sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*sources(), *sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))], ids=lambda p: p.name
+)
 def test_files_stay_readable(path):
     text = path.read_text()
     assert text.count("\n") <= 300, f"{path} is too long: split it by what it does"

@@ -68,7 +68,7 @@ def test_every_multiplier_sees_quantized_values_and_a_forked_value_is_quantized_
     made = set(quantizers(model))
     for node in graph.nodes:
         op = op_of(node)
-        if op is not None and op.name in ("conv2d", "linear") :
+        if op is not None and op.name in ("conv2d", "linear"):
             if all("statistics" in str(u.target) for u in node.users):
                 continue  # measured by BatchNorm only
             x, weight, bias = node.args[:3]
@@ -120,7 +120,9 @@ def test_shapes_in_the_configuration_stand_in_for_examples():
 
 
 def test_static_formats_are_used_as_given():
-    config = {"quantization_parameters": {"default_data_integer_bits": 2, "default_data_fractional_bits": 5, "default_data_keep_negatives": True}}
+    config = {
+        "quantization_parameters": {"default_data_integer_bits": 2, "default_data_fractional_bits": 5, "default_data_keep_negatives": True}
+    }
     model = pq.compile(MLP(), config, torch.randn(4, 16))
     data = [model.get_submodule(n.target) for n in quantizers(model) if n.target.endswith(".quantizer")]
     assert data

@@ -20,9 +20,7 @@ def frozen(net, x, config="fixed8"):
     return pq.compile(net.eval(), config, x).freeze()
 
 
-@pytest.mark.parametrize(
-    ("net", "shape"), [(MLP(), (16,)), (ConvBN(), (1, 8, 8)), (ResidualDigits(), (1, 8, 8)), (Concat(), (8,))]
-)
+@pytest.mark.parametrize(("net", "shape"), [(MLP(), (16,)), (ConvBN(), (1, 8, 8)), (ResidualDigits(), (1, 8, 8)), (Concat(), (8,))])
 @pytest.mark.parametrize("config", ["fixed8", SIXTEEN])
 def test_engines_agree_on_real_saturating_tied_and_off_grid_samples(net, shape, config):
     torch.manual_seed(0)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pquant_fx.errors import ExtraMissingError, LoweringError, OutputError
 from pquant_fx.formats import FixedFormat
 from pquant_fx.lower.fixed_point_numpy import quantize_array
-from pquant_fx.lower.hls4ml_import import check, to_hls4ml
-from pquant_fx.lower.hls4ml_ports import Port
-from pquant_fx.lower.hls4ml_ranges import fraction_bits
+from pquant_fx.lower.hls4ml.convert import check, to_hls4ml
+from pquant_fx.lower.hls4ml.ports import Port
+from pquant_fx.lower.hls4ml.ranges import fraction_bits
 from tests import hls4ml_models
 from tests.hls4ml_zoo import QONNX, File
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pquant_fx.lower.hls4ml_import import HlsProject, to_hls4ml
+from pquant_fx.lower.hls4ml.convert import HlsProject, to_hls4ml
 from tests import hls4ml_models
 from tests.hls4ml_zoo import Array, evaluate
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pquant_fx.errors import InputError, LoweringError, OutputError
 from pquant_fx.formats import OVERFLOW_MODES, ROUNDING_MODES
-from pquant_fx.lower.onnx_plain import to_onnx
-from pquant_fx.lower.onnx_run import run_onnxruntime
+from pquant_fx.lower.onnx.plain import to_onnx
+from pquant_fx.lower.onnx.run import run_onnxruntime
 from tests.frozen_graphs import FrozenNet, double_reference, published_vectors, stress_values, vector_net, wrong_vectors
 from tests.frozen_operators import OPERATORS, operator_inputs, operator_net
 

@@ -11,9 +11,9 @@ import pytest
 
 from pquant_fx.errors import InputError, LoweringError
 from pquant_fx.graph.intervals import Interval
-from pquant_fx.lower.onnx_precision import half_sum_is_exact
-from pquant_fx.lower.onnx_run import run_onnxruntime, run_qonnx
-from pquant_fx.lower.qonnx import QUANT_DOMAIN, float32_problems, to_qonnx
+from pquant_fx.lower.onnx.precision import half_sum_is_exact
+from pquant_fx.lower.onnx.qonnx import QUANT_DOMAIN, float32_problems, to_qonnx
+from pquant_fx.lower.onnx.run import run_onnxruntime, run_qonnx
 from tests.frozen_graphs import FrozenNet, double_reference, published_vectors, stress_values, vector_net, wrong_vectors
 from tests.frozen_operators import OPERATORS, operator_inputs, operator_net, residual_net
 

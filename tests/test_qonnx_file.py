@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from pquant_fx.errors import LoweringError
 from pquant_fx.graph.info import NodeInfo, set_info
-from pquant_fx.lower.onnx_run import run_qonnx
-from pquant_fx.lower.qonnx import QUANT_DOMAIN, to_qonnx
+from pquant_fx.lower.onnx.qonnx import QUANT_DOMAIN, to_qonnx
+from pquant_fx.lower.onnx.run import run_qonnx
 from tests.frozen_graphs import FrozenNet, double_reference, stress_values
 from tests.frozen_operators import residual_net
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pquant_fx.formats import OVERFLOW_MODES, ROUNDING_MODES
 from pquant_fx.lower.fixed_point_numpy import overflow_codes, quantize_array, round_codes
-from pquant_fx.lower.onnx_run import run_qonnx
-from pquant_fx.lower.qonnx import OWN_DOMAIN, to_qonnx
+from pquant_fx.lower.onnx.qonnx import OWN_DOMAIN, to_qonnx
+from pquant_fx.lower.onnx.run import run_qonnx
 from tests.frozen_graphs import FrozenNet, double_reference, published_vectors, stress_values, vector_net, wrong_vectors
 
 

@@ -11,8 +11,8 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from pquant_fx.errors import LoweringError
-from pquant_fx.lower.onnx_run import run_qonnx
-from pquant_fx.lower.qonnx import OWN_DOMAIN, QUANT_DOMAIN, to_qonnx
+from pquant_fx.lower.onnx.qonnx import OWN_DOMAIN, QUANT_DOMAIN, to_qonnx
+from pquant_fx.lower.onnx.run import run_qonnx
 from tests.frozen_graphs import FrozenNet, double_reference, stress_values
 
 STANDARD = {"", QUANT_DOMAIN}

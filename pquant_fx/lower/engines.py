@@ -90,14 +90,14 @@ def _integer(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
 
 
 def _onnx(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
-    from pquant_fx.lower.onnx_run import run_onnxruntime
+    from pquant_fx.lower.onnx.run import run_onnxruntime
 
     return [np.asarray(v, dtype=np.float64) for v in run_onnxruntime(frozen.to_onnx(), _arrays(inputs))]
 
 
 def _qonnx(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
-    from pquant_fx.lower.onnx_run import run_qonnx
-    from pquant_fx.lower.qonnx import float32_problems, to_qonnx
+    from pquant_fx.lower.onnx.qonnx import float32_problems, to_qonnx
+    from pquant_fx.lower.onnx.run import run_qonnx
 
     problems = float32_problems(frozen.graph_module)
     if problems:

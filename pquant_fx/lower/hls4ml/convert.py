@@ -7,11 +7,11 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from pquant_fx.errors import LoweringError, Problem
-from pquant_fx.lower.hls4ml_builder import Plan
-from pquant_fx.lower.hls4ml_layers import plan_layers
-from pquant_fx.lower.hls4ml_legalize import legalize
-from pquant_fx.lower.hls4ml_project import HlsProject, write_project
-from pquant_fx.lower.hls4ml_read import read
+from pquant_fx.lower.hls4ml.builder import Plan
+from pquant_fx.lower.hls4ml.layers import plan_layers
+from pquant_fx.lower.hls4ml.legalize import legalize
+from pquant_fx.lower.hls4ml.project import HlsProject, write_project
+from pquant_fx.lower.hls4ml.read import read
 
 if TYPE_CHECKING:
     import onnx

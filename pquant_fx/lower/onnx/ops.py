@@ -15,9 +15,9 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from pquant_fx.graph.interval_arrays import pool_geometry
-from pquant_fx.lower import onnx_wide
-from pquant_fx.lower.onnx_emission import Emission, Emit, numbers
-from pquant_fx.lower.onnx_graph import Value
+from pquant_fx.lower.onnx import wide as onnx_wide
+from pquant_fx.lower.onnx.emission import Emission, Emit, numbers
+from pquant_fx.lower.onnx.graph import Value
 
 __all__ = ["TABLE", "mean_as_pool"]
 

@@ -10,11 +10,11 @@ import torch
 from torch.fx import GraphModule
 
 from pquant_fx.lower.extras import require
-from pquant_fx.lower.onnx_emission import Emission, Target
-from pquant_fx.lower.onnx_graph import write_model
-from pquant_fx.lower.onnx_ops import TABLE, mean_as_pool
-from pquant_fx.lower.onnx_precision import float32_problems
-from pquant_fx.lower.qonnx_quant import OWN_DOMAIN, QUANT_DOMAIN, data_quantizer, parameter
+from pquant_fx.lower.onnx.emission import Emission, Target
+from pquant_fx.lower.onnx.graph import write_model
+from pquant_fx.lower.onnx.ops import TABLE, mean_as_pool
+from pquant_fx.lower.onnx.precision import float32_problems
+from pquant_fx.lower.onnx.qonnx_quant import OWN_DOMAIN, QUANT_DOMAIN, data_quantizer, parameter
 
 if TYPE_CHECKING:
     import onnx

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml_elements import ELEMENT_READERS, affine
-from pquant_fx.lower.hls4ml_net import Array, Dense, Op, Quantize, Shape
-from pquant_fx.lower.hls4ml_read import Node, Reader
-from pquant_fx.lower.hls4ml_shapes import SHAPE_READERS
-from pquant_fx.lower.hls4ml_windows import WINDOW_READERS
+from pquant_fx.lower.hls4ml.elements import ELEMENT_READERS, affine
+from pquant_fx.lower.hls4ml.net import Array, Dense, Op, Quantize, Shape
+from pquant_fx.lower.hls4ml.read import Node, Reader
+from pquant_fx.lower.hls4ml.shapes import SHAPE_READERS
+from pquant_fx.lower.hls4ml.windows import WINDOW_READERS
 
 __all__ = ["READERS", "quantizer"]
 

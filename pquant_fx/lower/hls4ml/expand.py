@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml_net import Array, Concat, Conv, Dense, Ints, Op, Pool, Select, Shape, View, refusal
+from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Dense, Ints, Op, Pool, Select, Shape, View, refusal
 
 __all__ = ["expand"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml_net import Concat, Ints, Op, Select, Shape, View
-from pquant_fx.lower.hls4ml_read import Node, Reader
+from pquant_fx.lower.hls4ml.net import Concat, Ints, Op, Select, Shape, View
+from pquant_fx.lower.hls4ml.read import Node, Reader
 
 __all__ = ["SHAPE_READERS", "view"]
 

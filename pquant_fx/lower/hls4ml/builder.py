@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from pquant_fx.formats import FixedFormat
-from pquant_fx.lower.hls4ml_net import Array, Ints, Op, Quantize, Shape, refusal
-from pquant_fx.lower.hls4ml_ports import Port
-from pquant_fx.lower.hls4ml_ranges import Range, fraction_bits
+from pquant_fx.lower.hls4ml.net import Array, Ints, Op, Quantize, Shape, refusal
+from pquant_fx.lower.hls4ml.ports import Port
+from pquant_fx.lower.hls4ml.ranges import Range, fraction_bits
 
 __all__ = ["Builder", "Plan", "Stored", "channels_last", "constant_type", "hls_type", "quantizer_type"]
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from torch.fx import Node
 
 from pquant_fx.graph.interval_arrays import pool_geometry, windows
-from pquant_fx.lower.onnx_emission import Emission, numbers
-from pquant_fx.lower.onnx_graph import Value
+from pquant_fx.lower.onnx.emission import Emission, numbers
+from pquant_fx.lower.onnx.graph import Value
 
 __all__ = ["avg_pool", "conv", "padded"]
 

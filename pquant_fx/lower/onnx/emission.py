@@ -17,9 +17,9 @@ from pquant_fx.graph.analysis import IDENTITIES, FormatMap, analyse
 from pquant_fx.graph.constants import live_nodes
 from pquant_fx.graph.dialect import Quantizer, module_of, op_of
 from pquant_fx.graph.info import place
-from pquant_fx.lower.onnx_graph import Dtype, OnnxGraph, Shape, Value
-from pquant_fx.lower.onnx_names import containers, input_name, node_name, output_names, parameter_name, sample_shapes
-from pquant_fx.lower.onnx_precision import FLOAT32_BITS, FLOAT64_BITS, is_fixed_point, value_bits, work_bits
+from pquant_fx.lower.onnx.graph import Dtype, OnnxGraph, Shape, Value
+from pquant_fx.lower.onnx.names import containers, input_name, node_name, output_names, parameter_name, sample_shapes
+from pquant_fx.lower.onnx.precision import FLOAT32_BITS, FLOAT64_BITS, is_fixed_point, value_bits, work_bits
 
 if TYPE_CHECKING:
     import onnx

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from pquant_fx.errors import LoweringError, Problem
-from pquant_fx.lower.hls4ml_expand import expand
-from pquant_fx.lower.hls4ml_net import (
+from pquant_fx.lower.hls4ml.expand import expand
+from pquant_fx.lower.hls4ml.net import (
     Affine,
     Concat,
     Conv,

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from torch.fx import Node
 
 from pquant_fx.graph.dialect import Quantizer
-from pquant_fx.lower.onnx_emission import Emission
-from pquant_fx.lower.onnx_formats import QuantizerFormat, compact, format_of
-from pquant_fx.lower.onnx_graph import Dtype, Value
-from pquant_fx.lower.onnx_precision import FLOAT32_BITS
+from pquant_fx.lower.onnx.emission import Emission
+from pquant_fx.lower.onnx.formats import QuantizerFormat, compact, format_of
+from pquant_fx.lower.onnx.graph import Dtype, Value
+from pquant_fx.lower.onnx.precision import FLOAT32_BITS
 
 __all__ = ["data_quantizer"]
 

@@ -13,11 +13,11 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from pquant_fx.lower.extras import require
-from pquant_fx.lower.onnx_emission import Emission, Layout, Target
-from pquant_fx.lower.onnx_graph import Value, write_model
-from pquant_fx.lower.onnx_names import parameter_name
-from pquant_fx.lower.onnx_ops import TABLE
-from pquant_fx.lower.onnx_quant import data_quantizer
+from pquant_fx.lower.onnx.emission import Emission, Layout, Target
+from pquant_fx.lower.onnx.graph import Value, write_model
+from pquant_fx.lower.onnx.names import parameter_name
+from pquant_fx.lower.onnx.ops import TABLE
+from pquant_fx.lower.onnx.quant import data_quantizer
 
 if TYPE_CHECKING:
     import onnx

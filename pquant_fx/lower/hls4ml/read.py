@@ -11,7 +11,7 @@ import numpy as np
 
 from pquant_fx.errors import LoweringError, Place, Problem
 from pquant_fx.lower.fixed_point_numpy import quantize_array
-from pquant_fx.lower.hls4ml_net import Array, Input, Ints, Net, Op, Shape, refusal
+from pquant_fx.lower.hls4ml.net import Array, Input, Ints, Net, Op, Shape, refusal
 
 if TYPE_CHECKING:
     import onnx
@@ -112,7 +112,7 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[Net, list[Pro
     """
     from onnx import numpy_helper
 
-    from pquant_fx.lower.hls4ml_nodes import READERS
+    from pquant_fx.lower.hls4ml.nodes import READERS
 
     graph = load(model).graph
     constants: dict[str, Constant] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
@@ -208,7 +208,7 @@ def _unreachable(node: onnx.NodeProto, done: set[str], makers: Mapping[str, str]
 def _fold(node: Node) -> dict[str, Constant]:
     """The outputs of a node that reads constants only."""
     if _domain(node.proto.domain) == "qonnx" or node.proto.op_type == "FixedPoint":
-        from pquant_fx.lower.hls4ml_nodes import quantizer
+        from pquant_fx.lower.hls4ml.nodes import quantizer
 
         q = quantizer(node, None)
         return {node.output: quantize_array(node.reals(0, "value"), q.k, q.i, q.f, q.rounding, q.overflow)}

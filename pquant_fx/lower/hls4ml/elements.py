@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml_net import Affine, Array, Merge, Op, Relu, Shape
-from pquant_fx.lower.hls4ml_read import Node, Reader
-from pquant_fx.lower.hls4ml_shapes import view
+from pquant_fx.lower.hls4ml.net import Affine, Array, Merge, Op, Relu, Shape
+from pquant_fx.lower.hls4ml.read import Node, Reader
+from pquant_fx.lower.hls4ml.shapes import view
 
 __all__ = ["ELEMENT_READERS", "affine"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pquant_fx.formats import FixedFormat
 from pquant_fx.lower.fixed_point_numpy import overflow_codes, quantize_array, round_codes
-from pquant_fx.lower.hls4ml_net import Array, Conv, Op, Pool, Quantize, refusal
+from pquant_fx.lower.hls4ml.net import Array, Conv, Op, Pool, Quantize, refusal
 
 __all__ = ["Range", "affine_range", "conv_range", "dense_range", "fraction_bits", "mean_range", "quantized_range", "window_maximum"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from pquant_fx.formats import FixedFormat
-from pquant_fx.lower.hls4ml_builder import Builder, Stored, constant_type, hls_type, quantizer_type
-from pquant_fx.lower.hls4ml_net import Array, Op, Quantize, refusal
-from pquant_fx.lower.hls4ml_ranges import Range, affine_range, quantized_range
+from pquant_fx.lower.hls4ml.builder import Builder, Stored, constant_type, hls_type, quantizer_type
+from pquant_fx.lower.hls4ml.net import Array, Op, Quantize, refusal
+from pquant_fx.lower.hls4ml.ranges import Range, affine_range, quantized_range
 
 __all__ = ["affine_layer", "quantize"]
 

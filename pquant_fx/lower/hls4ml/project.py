@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from pquant_fx.errors import ExtraMissingError, LoweringError, OutputError, Place, Problem
 from pquant_fx.files import owned_directory
-from pquant_fx.lower.hls4ml_builder import Plan, Stored
-from pquant_fx.lower.hls4ml_net import Array
+from pquant_fx.lower.hls4ml.builder import Plan, Stored
+from pquant_fx.lower.hls4ml.net import Array
 
 __all__ = ["HlsProject", "write_project"]
 

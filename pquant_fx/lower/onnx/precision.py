@@ -13,7 +13,7 @@ from pquant_fx.graph.interval_codes import ALL_ZERO
 from pquant_fx.graph.intervals import Interval
 from pquant_fx.lower.exact_forward import FLOAT32_BITS, FLOAT64_BITS
 from pquant_fx.lower.fixed_point_numpy import Array
-from pquant_fx.lower.onnx_formats import format_of
+from pquant_fx.lower.onnx.formats import format_of
 
 __all__ = ["FLOAT32_BITS", "FLOAT64_BITS", "float32_problems", "half_sum_is_exact", "is_fixed_point", "value_bits", "work_bits"]
 

@@ -16,11 +16,11 @@ import numpy as np
 from torch.fx import Node
 
 from pquant_fx.graph.dialect import Quantizer, module_of
-from pquant_fx.lower.onnx_emission import Emission, Layout
-from pquant_fx.lower.onnx_formats import QuantizerFormat, compact, format_of
-from pquant_fx.lower.onnx_graph import Value
-from pquant_fx.lower.onnx_names import parameter_name
-from pquant_fx.lower.onnx_precision import half_sum_is_exact
+from pquant_fx.lower.onnx.emission import Emission, Layout
+from pquant_fx.lower.onnx.formats import QuantizerFormat, compact, format_of
+from pquant_fx.lower.onnx.graph import Value
+from pquant_fx.lower.onnx.names import parameter_name
+from pquant_fx.lower.onnx.precision import half_sum_is_exact
 
 __all__ = ["OWN_DOMAIN", "QUANT_DOMAIN", "data_quantizer", "parameter"]
 

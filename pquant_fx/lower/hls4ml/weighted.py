@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml_builder import Builder, Stored, channels_last, constant_type, hls_type
-from pquant_fx.lower.hls4ml_net import Array, Conv, Dense, Op, Pool, Shape, refusal
-from pquant_fx.lower.hls4ml_ranges import Range, conv_range, dense_range, mean_range, window_maximum
+from pquant_fx.lower.hls4ml.builder import Builder, Stored, channels_last, constant_type, hls_type
+from pquant_fx.lower.hls4ml.net import Array, Conv, Dense, Op, Pool, Shape, refusal
+from pquant_fx.lower.hls4ml.ranges import Range, conv_range, dense_range, mean_range, window_maximum
 
 __all__ = ["conv", "dense", "pool"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from pquant_fx.errors import LoweringError, Place, Problem
-from pquant_fx.lower.hls4ml_builder import Builder, Plan, Stored, channels_last, hls_type
-from pquant_fx.lower.hls4ml_net import Affine, Concat, Conv, Dense, Input, Merge, Net, Op, Pool, Quantize, Relu, Shape, View, refusal, uses
-from pquant_fx.lower.hls4ml_ports import port_of, quantizer_port
-from pquant_fx.lower.hls4ml_quantizers import affine_layer, quantize
-from pquant_fx.lower.hls4ml_ranges import Range, affine_range
-from pquant_fx.lower.hls4ml_weighted import conv, dense, pool
+from pquant_fx.lower.hls4ml.builder import Builder, Plan, Stored, channels_last, hls_type
+from pquant_fx.lower.hls4ml.net import Affine, Concat, Conv, Dense, Input, Merge, Net, Op, Pool, Quantize, Relu, Shape, View, refusal, uses
+from pquant_fx.lower.hls4ml.ports import port_of, quantizer_port
+from pquant_fx.lower.hls4ml.quantizers import affine_layer, quantize
+from pquant_fx.lower.hls4ml.ranges import Range, affine_range
+from pquant_fx.lower.hls4ml.weighted import conv, dense, pool
 
 __all__ = ["plan_layers"]
 

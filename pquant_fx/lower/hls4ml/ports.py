@@ -14,8 +14,8 @@ import numpy as np
 from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.formats import FixedFormat
 from pquant_fx.lower.fixed_point_numpy import overflow_codes, quantize_array
-from pquant_fx.lower.hls4ml_net import Array, Concat, Conv, Dense, Input, Net, Op, Pool, Quantize, Relu, View, refusal
-from pquant_fx.lower.hls4ml_ranges import Range
+from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Dense, Input, Net, Op, Pool, Quantize, Relu, View, refusal
+from pquant_fx.lower.hls4ml.ranges import Range
 
 __all__ = ["Port", "port_of", "quantizer_port"]
 

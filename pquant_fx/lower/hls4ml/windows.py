@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml_elements import affine
-from pquant_fx.lower.hls4ml_net import Array, Conv, Op, Pool, Shape
-from pquant_fx.lower.hls4ml_read import Node, Reader
-from pquant_fx.lower.hls4ml_shapes import view
+from pquant_fx.lower.hls4ml.elements import affine
+from pquant_fx.lower.hls4ml.net import Array, Conv, Op, Pool, Shape
+from pquant_fx.lower.hls4ml.read import Node, Reader
+from pquant_fx.lower.hls4ml.shapes import view
 
 __all__ = ["WINDOW_READERS"]
 
