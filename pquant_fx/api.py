@@ -14,7 +14,7 @@ from pquant_fx.api_checks import compare_with_model, refuse_no_model, refuse_unh
 from pquant_fx.compiled import CompiledModel
 from pquant_fx.config import Config, ConfigLike, load_config
 from pquant_fx.errors import ConfigError, PQuantError, Problem
-from pquant_fx.examples import ExampleInputs, example_inputs
+from pquant_fx.example_inputs import ExampleInputs, example_inputs
 from pquant_fx.graph.passes import Pipeline
 from pquant_fx.passes import default_pipeline
 from pquant_fx.passes.insert_quantizers import output_names

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from pquant_fx.compiled import CompiledModel
 from pquant_fx.errors import InputError, PassError, Place, Problem, TraceError
-from pquant_fx.examples import ExampleInputs
+from pquant_fx.example_inputs import ExampleInputs
 from pquant_fx.frozen import FrozenModel
 from pquant_fx.graph.exactness import TOLERANCE, difference, run_isolated, run_precisely
 from pquant_fx.graph.info import place

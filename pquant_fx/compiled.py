@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from pquant_fx.config import Config
 from pquant_fx.errors import InputError, Problem, TransferError
-from pquant_fx.examples import ExampleInputs
+from pquant_fx.example_inputs import ExampleInputs
 from pquant_fx.graph.copies import adopt_tree, copy_graph_module
 from pquant_fx.graph.inputs import bind_inputs, input_problems, input_specs
 from pquant_fx.graph.rewriter import OWN

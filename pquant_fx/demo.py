@@ -58,11 +58,11 @@ class DemoResult:
         return all(report.ok for report in self.reports)
 
     def __str__(self) -> str:
-        lost = 100 * (self.float_accuracy - self.accuracy)
+        change = 100 * (self.accuracy - self.float_accuracy)
         verdict = "every engine agrees on every bit" if self.ok else "ENGINES DIFFER"
         return (
             f"accuracy {self.float_accuracy:.2%} float, {self.accuracy:.2%} with 8 bits and {self.sparsity:.0%} of the weights removed "
-            f"({lost:+.2f} points lost); {verdict}; {self.seconds:.0f} s; results in {self.output}"
+            f"({change:+.2f} points); {verdict}; {self.seconds:.0f} s; results in {self.output}"
         )
 
 

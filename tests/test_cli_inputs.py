@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pquant_fx.cli_inputs import input_names, input_shapes, load_model, read_data
+from pquant_fx.cli.inputs import input_names, input_shapes, load_model, read_data
 from pquant_fx.errors import PQuantError
 
 NET = """

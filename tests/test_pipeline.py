@@ -92,6 +92,21 @@ def test_exactness_is_checked_in_train_as_well():
         Pipeline([use_running_statistics_only])(symbolic_trace(Net()), X)
 
 
+@pytest.mark.parametrize("eps", [1e-5, 1e-4])
+def test_a_pass_may_promise_evaluation_only(eps):
+    @rewrite(nn.BatchNorm1d, exact="eval")
+    def use_running_statistics(node, rw):
+        mean, var = rw.get_attr("bn.running_mean"), rw.get_attr("bn.running_var")
+        return rw.call(operator.mul, rw.call(operator.sub, node.args[0], mean), rw.call(torch.rsqrt, rw.call(operator.add, var, eps)))
+
+    pipeline = Pipeline([use_running_statistics])
+    if eps == 1e-5:
+        assert pipeline(symbolic_trace(Net()), X)
+    else:
+        with pytest.raises(PassError, match="in eval mode"):
+            pipeline(symbolic_trace(Net()), X)
+
+
 def test_checks_do_not_touch_the_model():
     gm = symbolic_trace(Net())
     gm.bn.eval()

@@ -27,12 +27,11 @@ TOLERANCE = {True: 1e-9, False: 1e-4}
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def check_exact(gm: GraphModule, examples: Examples, name: str) -> Callable[[], None]:
-    """Remember the results now; the returned function compares them with the results then.
+def check_exact(gm: GraphModule, examples: Examples, name: str, modes: Sequence[bool] = (False, True)) -> Callable[[], None]:
+    """Remember the results now; the returned function compares them with the results then, in eval (False) and train (True).
 
     It raises PassError (PQ604) that names the pass, the mode and the largest difference.
     """
-    modes = (False, True)
     before = {mode: _attempt(gm, examples, mode) for mode in modes}
 
     def compare() -> None:

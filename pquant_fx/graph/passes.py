@@ -10,7 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch.fx import GraphModule, Node
 
@@ -31,11 +31,16 @@ PASSES: Registry[Callable[[GraphModule], bool]] = Registry("passes")
 class Pass(Protocol):
     """What a pass is: edits `gm` in place through a `Rewriter`, returns whether something changed.
 
-    Optional attributes: `name`; `exact` (True where results may not change); `requires` (names of earlier passes).
+    Optional attributes: `name`; `exact` (True where results may not change, "eval" where they may not in evaluation only);
+    `requires` (names of earlier passes).
     """
 
     def __call__(self, gm: GraphModule, /) -> bool: ...
 
+
+Exact = bool | Literal["eval"]
+_CHECKED: dict[Exact, tuple[bool, ...]] = {False: (), True: (False, True), "eval": (False,)}
+"""What `exact` promises: the modes to check, eval (False) and train (True)."""
 
 Rule = Callable[[Node, Rewriter], Node | None]
 
@@ -49,7 +54,7 @@ class Rewrite:
 
     rule: Rule
     targets: tuple[Any, ...]
-    exact: bool = False
+    exact: Exact = False
     requires: tuple[str, ...] = ()
 
     @property
@@ -79,10 +84,10 @@ class Rewrite:
         return module is not None and isinstance(module, tuple(t for t in self.targets if inspect.isclass(t)))
 
 
-def rewrite(*targets: Any, exact: bool = False, requires: tuple[str, ...] = ()) -> Callable[[Rule], Rewrite]:
+def rewrite(*targets: Any, exact: Exact = False, requires: tuple[str, ...] = ()) -> Callable[[Rule], Rewrite]:
     """Decorator: `fn(node, rw) -> Node | None` becomes a pass over all nodes that call one of `targets`.
 
-    exact: the pipeline checks on the example inputs, in train and in eval, that results did not change.
+    exact: the pipeline checks on the example inputs, in train and in eval ("eval": there only), that results did not change.
     requires: names of passes that must stand earlier in the pipeline.
     """
 
@@ -173,7 +178,8 @@ class Pipeline:
         name = pass_name(step)
         before = _snapshot(gm)
         gm.meta[JOURNAL] = set()
-        checked = check_exact(gm, examples, name) if getattr(step, "exact", False) and examples is not None else None
+        modes = _CHECKED[getattr(step, "exact", False)]
+        checked = check_exact(gm, examples, name, modes) if modes and examples is not None else None
         start = time.perf_counter()
         step(gm)
         rw = Rewriter(gm)

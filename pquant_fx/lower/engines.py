@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +112,7 @@ def _hls4ml(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
     project = frozen._projects.get(io_type)
     if project is None:
         folder = Path(tempfile.mkdtemp(prefix="pquant_fx_"))
+        weakref.finalize(frozen, shutil.rmtree, folder, ignore_errors=True)  # kept for the next call, gone with the model
         project = frozen.to_hls4ml(folder / "project", io_type=io_type)
         project.compile()
         frozen._projects[io_type] = project

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pquant_fx.cli_inputs import Shapes, input_shapes, load_model, random_inputs
-from pquant_fx.cli_output import as_json, say
+from pquant_fx.cli.inputs import Shapes, input_shapes, load_model, random_inputs
+from pquant_fx.cli.output import as_json, say
 
 if TYPE_CHECKING:
     from pquant_fx.config import Config

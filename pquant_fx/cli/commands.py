@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pquant_fx.cli_bundle import ENGINES, is_bundle, verify_bundle
-from pquant_fx.cli_config import ConfigName, InputOption, InputShape, Json, ModelName, SetOption, read_config
-from pquant_fx.cli_inputs import Data, input_names, input_shapes, load_model, random_inputs, read_data
-from pquant_fx.cli_output import as_json, aside, problem_data, problem_text, report_data, say
+from pquant_fx.cli.bundle import ENGINES, is_bundle, verify_bundle
+from pquant_fx.cli.config import ConfigName, InputOption, InputShape, Json, ModelName, SetOption, read_config
+from pquant_fx.cli.inputs import Data, input_names, input_shapes, load_model, random_inputs, read_data
+from pquant_fx.cli.output import as_json, aside, problem_data, problem_text, report_data, say
 from pquant_fx.errors import ConfigError, Problem, TrainingError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from pquant_fx.cli_commands import check, compile_, demo, passes, verify
-from pquant_fx.cli_config import show, template
-from pquant_fx.cli_output import as_json, problem_data, problem_text
+from pquant_fx.cli.commands import check, compile_, demo, passes, verify
+from pquant_fx.cli.config import show, template
+from pquant_fx.cli.output import as_json, problem_data, problem_text
 from pquant_fx.errors import PQuantError, PQuantWarning
 
 __all__ = ["main"]
