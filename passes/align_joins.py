@@ -17,7 +17,7 @@ from pquant_fx.config import Config
 from pquant_fx.graph.dialect import Quantizer
 from pquant_fx.graph.info import info
 from pquant_fx.graph.rewriter import Rewriter
-from pquant_fx.graph.values import data_operands, is_data_quantizer, is_join, quantized_source
+from pquant_fx.graph.values import data_operands, is_data_quantizer, is_join, non_negative, quantized_source
 from pquant_fx.passes.insert_quantizers import data_quantizer
 from pquant_fx.passes.settings import settings_of, type_name
 
@@ -71,7 +71,7 @@ def _requant(node: Node, rw: Rewriter, config: Config) -> None:
 
 
 def _quantizer(node: Node, rw: Rewriter, config: Config) -> Quantizer:
-    return data_quantizer(settings_of(config, rw.gm, node), config, node)
+    return data_quantizer(settings_of(config, rw.gm, node), config, unsigned=non_negative(node))
 
 
 def _label(node: Node) -> str:

@@ -20,12 +20,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import ConfigError, LoweringError, Problem
-from pquant_fx.graph.analysis import IDENTITIES
 from pquant_fx.graph.constants import computes, constant_values, live_nodes
-from pquant_fx.graph.dialect import Quantizer, module_of
+from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of
 from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, constant
-from pquant_fx.graph.rewriter import OWN, Rewriter
+from pquant_fx.graph.rewriter import OWN, Rewriter, is_own_constant
 from pquant_fx.quantize.quantizers import FixedQuantizer
 
 __all__ = ["bake_weights"]
@@ -82,7 +81,7 @@ def _bake_quantizer(node: Node, quantizer: Quantizer, rw: Rewriter, values: dict
     source = node.args[0]
     assert isinstance(source, Node)
     path = str(node.target)
-    if type(quantizer) is FixedQuantizer and _is_ours(source) and torch.equal(values[source], values[node]):
+    if type(quantizer) is FixedQuantizer and is_own_constant(source) and torch.equal(values[source], values[node]):
         return
     try:
         made = _static(quantizer, values[source])
@@ -96,7 +95,7 @@ def _bake_quantizer(node: Node, quantizer: Quantizer, rw: Rewriter, values: dict
         set_info(baked, record)
         set_info(node, record)
         if alone:
-            _swap(rw, path, made)
+            rw.exchange(path, made)
             rw.set_args(node, baked)
             return
         new = rw.call_module(rw.own(f"{label}_quantizer", made), baked)
@@ -106,12 +105,12 @@ def _bake_quantizer(node: Node, quantizer: Quantizer, rw: Rewriter, values: dict
 def _freeze_quantizer(node: Node, quantizer: Quantizer, rw: Rewriter) -> None:
     """The same format, which nothing will change any more."""
     if type(quantizer) is not FixedQuantizer:
-        _swap(rw, str(node.target), _static(quantizer, None))
+        rw.exchange(str(node.target), _static(quantizer, None))
 
 
 def _bake_value(node: Node, rw: Rewriter, value: Tensor) -> None:
     """A constant that data meets without a quantizer."""
-    if _is_ours(node):
+    if is_own_constant(node):
         return
     label = str(node.target) if node.op == "get_attr" else node.name
     with rw.before(node):
@@ -127,13 +126,3 @@ def _static(quantizer: Quantizer, value: Tensor | None) -> FixedQuantizer:
         assert isinstance(made, FixedQuantizer)
         return made
     return FixedQuantizer(*quantizer.kif(value), quantizer.rounding, quantizer.overflow).frozen()
-
-
-def _swap(rw: Rewriter, path: str, module: FixedQuantizer) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(rw.gm.get_submodule(owner), name, module)
-    rw.changed = True
-
-
-def _is_ours(node: Node) -> bool:
-    return node.op == "get_attr" and str(node.target).startswith(f"{OWN}.")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from pquant_fx.graph.batch import has_batch_axis, mark_without_batch_axis
@@ -20,6 +21,7 @@ __all__ = [
     "axis_of",
     "canonical",
     "each",
+    "is_tensor",
     "reshaped",
     "sample_shape",
     "shape_of",
@@ -64,6 +66,11 @@ def shape_of(value: Any) -> tuple[int, ...]:
     return shape
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a node whose shape is known."""
+    return isinstance(value, Node) and info(value).shape is not None
+
+
 def sample_shape(*values: Any) -> tuple[int, ...]:
     """The shape of one sample of the first value; raises NotCanonical unless axis 0 of all of them is the batch."""
     if not all(isinstance(v, Node) and has_batch_axis(v) for v in values) or not shape_of(values[0]):
@@ -102,8 +109,6 @@ def each(value: Any, n: int) -> tuple[int, ...]:
 
 def reshaped(node: Node, rw: Rewriter, x: Node, shape: Sequence[int]) -> Node | None:
     """`torch.reshape(x, (-1, *shape))`, `shape` being that of a sample; x itself when it has this shape."""
-    import torch
-
     if shape_of(x)[1:] == tuple(shape) and node.target is not torch.reshape:
         return x
     if math.prod(shape) == 0:

@@ -18,6 +18,7 @@ from pquant_fx.passes.canonical_form import (
     axis_of,
     canonical,
     described,
+    is_tensor,
     reshaped,
     sample_shape,
     shape_of,
@@ -125,22 +126,14 @@ def part(node: Node, rw: Rewriter) -> Node | None:
     """Part i of chunk, split, unbind -> its slice; other selections from a tuple stay."""
     source, i = node.args
     if not isinstance(source, Node) or source.op not in ("call_function", "call_method") or not isinstance(i, int):
-        return index(node, rw) if isinstance(source, Node) and _is_tensor(source) else None
+        return index(node, rw) if is_tensor(source) else None
     splitter = _SPLITS.get(source.target) if callable(source.target) else None
     if splitter is None:
-        return index(node, rw) if _is_tensor(source) else None
+        return index(node, rw) if is_tensor(source) else None
     x, axis, sizes = splitter(source)
     i %= len(sizes)
     start = [0, *accumulate(sizes)][i]
     return _sliced(node, rw, x, _one_axis(x, axis, start, sizes[i]), sample_shape(node))
-
-
-def _is_tensor(node: Node) -> bool:
-    try:
-        shape_of(node)
-    except NotCanonical:
-        return False
-    return True
 
 
 def _is_static(p: Any) -> bool:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pquant_fx.graph.batch import has_batch_axis, mark_without_batch_axis
 from pquant_fx.graph.rewriter import Rewriter
-from pquant_fx.passes.canonical_form import NotCanonical, Rule, arguments, canonical, shape_of
+from pquant_fx.passes.canonical_form import NotCanonical, Rule, arguments, canonical, is_tensor
 from pquant_fx.passes.canonical_layers import LAYER_RULES
 from pquant_fx.passes.canonical_shapes import SHAPE_RULES
 
@@ -167,7 +167,7 @@ def _apply(node: Node, rw: Rewriter, function: Any) -> Node | None:
         try:
             return rule(node, rw)
         except NotCanonical:
-            if node.op == "call_function" and not (function is operator.getitem and not _is_tensor(node.args[0])):
+            if node.op == "call_function" and not (function is operator.getitem and not is_tensor(node.args[0])):
                 opaque = _OPAQUE.get(function)
                 return rw.call(opaque, *node.args, **node.kwargs) if opaque is not None else None
     return rw.call(function, *node.args, **node.kwargs) if node.op == "call_method" else None
@@ -179,13 +179,6 @@ def _module(node: Node, rw: Rewriter) -> Node | None:
         return None
     passes_through = type(module) is nn.Identity or (type(module) in _DROPOUTS and getattr(module, "p", None) == 0)
     return node.args[0] if passes_through and isinstance(node.args[0], Node) else None
-
-
-def _is_tensor(value: Any) -> bool:
-    try:
-        return shape_of(value) is not None
-    except NotCanonical:
-        return False
 
 
 canonicalize = Canonicalize()

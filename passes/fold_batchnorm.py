@@ -99,7 +99,8 @@ def _rewritten(node: Node, rw: Rewriter, running: bool) -> Node:
     beta = rw.get_attr(f"{node.target}.bias") if norm.affine else None
     shape = info(value).shape
     rank = len(shape) if shape is not None else 2
-    alone = len(value.users) - (not running) == 1
+    readers = 1 if running else 2  # this BatchNorm, and the statistics node that was just made for it
+    alone = len(value.users) == readers
     if value.target in _FOLDS_INTO and alone and (value.target is not F.linear or rank == 2):  # else BN's channels are not Linear's
         return _folded(value, scale, mean, beta, rw)
     centre = rw.call(operator.mul, mean, scale)
@@ -120,7 +121,7 @@ def _folded(value: Node, scale: Node, mean: Node, beta: Node | None, rw: Rewrite
     if beta is not None:
         new_bias = rw.call(operator.add, new_bias, beta)
     folded = rw.call(value.target, x, new_weight, new_bias, *rest)  # type: ignore[arg-type]
-    folded.meta.update(value.meta)
+    rw.inherit(folded, value)
     return folded
 
 

@@ -20,6 +20,7 @@ from pquant_fx.passes.canonical_shapes import SHAPE_RULES
 
 __all__ = ["Functionalize", "functionalize"]
 
+_RULES = LAYER_RULES | SHAPE_RULES
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and what follows x in its arguments; strings name parameters
 
 
@@ -112,7 +113,7 @@ def _functional(node: Node, rw: Rewriter) -> None:
             values = [_value(node, rw, module, a) for a in rest]
             call = rw.call(function, x, *values)
             set_info(call, info(node))
-            rule = (LAYER_RULES | SHAPE_RULES).get(function)
+            rule = _RULES.get(function)
             new = (rule(call, rw) if rule is not None else None) or call
     except NotCanonical:
         return

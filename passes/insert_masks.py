@@ -42,7 +42,7 @@ class InsertMasks:
             if op is None or op.kind != "weighted":
                 continue
             settings = settings_of(self.config, gm, node)
-            source = weight_source(node.args[1])
+            source = _weight_source(node.args[1])
             if source is None or not settings.prune or rw.module(source, Mask) is not None:
                 continue
             path = str(source.target)
@@ -58,7 +58,7 @@ class InsertMasks:
         return rw.changed
 
 
-def weight_source(weight: object) -> Node | None:
+def _weight_source(weight: object) -> Node | None:
     """The `get_attr` (or mask) node at the bottom of a weight: through the first operand of each scaling."""
     while isinstance(weight, Node) and weight.op == "call_function":
         weight = weight.args[0]

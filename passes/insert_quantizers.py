@@ -23,8 +23,8 @@ from pquant_fx.config import Config, LayerSettings
 from pquant_fx.formats import FixedFormat
 from pquant_fx.graph.dialect import BatchStatistics, Mask, Op, Quantizer, is_parameter_value, op_of
 from pquant_fx.graph.info import info
-from pquant_fx.graph.rewriter import OWN, Rewriter
-from pquant_fx.graph.values import data_operands, is_data_quantizer, non_negative, quantized_source
+from pquant_fx.graph.rewriter import OWN, Rewriter, is_own_constant
+from pquant_fx.graph.values import data_operands, is_data_quantizer, non_negative, output_of, quantized_source
 from pquant_fx.passes.settings import settings_of
 from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer, DynamicQuantizer, FixedQuantizer
 
@@ -55,17 +55,18 @@ class InsertQuantizers:
 
 
 class _Insertion:
-    """One run of the pass: the rewriter, the configuration, and the parameters that have a quantizer already."""
+    """One run of the pass: the rewriter, the configuration, the parameters that have a quantizer already, and known signs."""
 
     def __init__(self, gm: GraphModule, config: Config) -> None:
         self.rw = Rewriter(gm)
         self.config = config
         self.done: dict[tuple[str, str], Node] = {}
+        self.signs: dict[Node, bool] = {}
 
     def input(self, node: Node) -> None:
         settings = self.config.settings_for(str(node.target), "input", "placeholder")
         if settings.quantize and node.users and _is_float(node):
-            self.value(node, data_quantizer(settings, self.config, node))
+            self.value(node, self.data_quantizer(node, settings))
 
     def operator(self, node: Node, op: Op) -> None:
         settings = settings_of(self.config, self.rw.gm, node)
@@ -73,8 +74,8 @@ class _Insertion:
             return
         if op.kind == "weighted":
             self.data(node.args[0])
-            self.weight(node, 1, settings)
-            self.bias(node, 2, settings)
+            self.weight(node, settings)
+            self.bias(node, settings)
         elif op.name in _MULTIPLIES:
             for operand in data_operands(node):
                 self.data(operand)
@@ -86,12 +87,12 @@ class _Insertion:
 
     def outputs(self) -> None:
         """The declared formats of outputs, by name or position; other outputs stay exact."""
-        output = next(n for n in self.rw.graph.nodes if n.op == "output")
+        output = output_of(self.rw.gm)
         for name, node in output_names(self.rw.gm):
             if name in self.config.outputs and self.config.outputs[name].format is not None:
                 settings = self.config.settings_for(name, "output", "output")
                 with self.rw.after(node):
-                    path = self.rw.own(f"{_label(node)}.output_quantizer", data_quantizer(settings, self.config, node))
+                    path = self.rw.own(f"{_label(node)}.output_quantizer", self.data_quantizer(node, settings))
                     made = self.rw.call_module(path, node)
                 self.rw.redirect(output, node, made)
 
@@ -109,44 +110,46 @@ class _Insertion:
             return
         settings = settings_of(self.config, self.rw.gm, node)
         if settings.quantize:
-            self.value(node, data_quantizer(settings, self.config, node))
+            self.value(node, self.data_quantizer(node, settings))
 
     def value(self, node: Node, quantizer: Quantizer) -> None:
         """Let every user of `node` take the quantized value instead."""
         users = list(node.users)
         with self.rw.after(node):
             made = self.rw.call_module(self.rw.own(f"{_label(node)}.quantizer", quantizer), node)
-        made.meta.update(node.meta)
+        self.rw.inherit(made, node)
         for user in users:
             self.rw.redirect(user, node, made)
 
-    # ---- parameters
-    def weight(self, node: Node, at: int, settings: LayerSettings) -> None:
-        weight = node.args[at]
-        if isinstance(weight, Node) and is_parameter_value(weight):
-            self.parameter(node, at, "weight", weight_quantizer(settings, axis=0))
+    def data_quantizer(self, node: Node, settings: LayerSettings) -> Quantizer:
+        return data_quantizer(settings, self.config, unsigned=non_negative(node, self.signs))
 
-    def bias(self, node: Node, at: int, settings: LayerSettings) -> None:
-        if isinstance(node.args[at], Node):
-            self.parameter(node, at, "bias", bias_quantizer(settings))
+    # ---- parameters
+    def weight(self, node: Node, settings: LayerSettings) -> None:
+        weight = node.args[1]
+        if isinstance(weight, Node) and is_parameter_value(weight):
+            self.parameter(node, 1, "weight", weight_quantizer(settings, axis=0))
+
+    def bias(self, node: Node, settings: LayerSettings) -> None:
+        if isinstance(node.args[2], Node):
+            self.parameter(node, 2, "bias", bias_quantizer(settings))
 
     def constants(self, node: Node, settings: LayerSettings) -> None:
         """The constant factor of a product: a parameter such as a folded scale, or a number that was lifted.
 
         A number keeps its leading bits whatever format the weights have: it was written down, not trained into that format.
         """
-        for at, operand in enumerate(node.args[:2]):
-            if isinstance(operand, Node) and is_parameter_value(operand):
-                made = weight_quantizer(replace(settings, weight_format=None) if _is_ours(operand) else settings, _only_axis(operand))
-                self.parameter(node, at, "weight", made)
+        for at, operand in _constant_operands(node):
+            own = replace(settings, weight_format=None) if is_own_constant(operand) else settings
+            self.parameter(node, at, "weight", weight_quantizer(own, _only_axis(operand)))
 
     def addends(self, node: Node, settings: LayerSettings) -> None:
         """The constant term of a sum: rounded to the lsb of what it is added to."""
-        for at, operand in enumerate(node.args[:2]):
-            if isinstance(operand, Node) and is_parameter_value(operand):
-                self.parameter(node, at, "bias", bias_quantizer(settings))
+        for at, _ in _constant_operands(node):
+            self.parameter(node, at, "bias", bias_quantizer(settings))
 
     def parameter(self, node: Node, at: int, role: str, quantizer: Quantizer) -> None:
+        """Quantize argument `at`; a parameter that has a quantizer in this role already takes that one."""
         source = node.args[at]
         assert isinstance(source, Node)
         if self.rw.module(source, Quantizer) is not None:
@@ -170,14 +173,17 @@ class _Insertion:
         return bool(node.users) and all(self.rw.module(u, BatchStatistics) is not None for u in node.users)
 
 
-def data_quantizer(settings: LayerSettings, config: Config, node: Node) -> Quantizer:
-    """The quantizer of a data value: a given format, or a width whose format calibration finds."""
+def data_quantizer(settings: LayerSettings, config: Config, *, unsigned: bool) -> Quantizer:
+    """The quantizer of a data value: a given format, or a width whose format calibration finds.
+
+    unsigned: the value can not be negative, so that the format needs no sign bit.
+    """
     modes = (settings.data_rounding, settings.data_overflow)
     if settings.data_format is not None:
         return FixedQuantizer(*_kif(settings.data_format), *modes)
     return CalibratedQuantizer(
         settings.data_bits,
-        non_negative=non_negative(node),
+        non_negative=unsigned,
         rounding=modes[0],
         overflow=modes[1],
         method=config.calibration.method,
@@ -207,7 +213,7 @@ def _kif(fmt: FixedFormat) -> tuple[int, int, int]:
 
 def output_names(gm: GraphModule) -> list[tuple[str, Node]]:
     """What an output answers to: its index, and its key where `forward` returns a dict or a named tuple."""
-    returned = next(n for n in gm.graph.nodes if n.op == "output").args[0]
+    returned = output_of(gm).args[0]
     named = getattr(returned, "_asdict", dict)() or (returned if isinstance(returned, dict) else {})
     values = list(named.values()) or (list(returned) if isinstance(returned, tuple | list) else [returned])
     found = [(str(n), v) for n, v in enumerate(values)] + [(str(k), v) for k, v in named.items()]
@@ -227,9 +233,9 @@ def _is_part(node: Node) -> bool:
     return node.target is operator.getitem and not isinstance(node.args[1], tuple)
 
 
-def _is_ours(node: Node) -> bool:
-    """Whether a constant is no parameter of the user's model."""
-    return node.op == "get_attr" and str(node.target).startswith(f"{OWN}.")
+def _constant_operands(node: Node) -> list[tuple[int, Node]]:
+    """The operands of an arithmetic operator that are constants of the circuit, with their positions."""
+    return [(at, a) for at, a in enumerate(node.args[:2]) if isinstance(a, Node) and is_parameter_value(a)]
 
 
 def _only_axis(node: Node) -> int | None:

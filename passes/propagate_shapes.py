@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from pquant_fx.graph.dialect import Mask, Quantizer, module_of
+from pquant_fx.graph.dialect import Mask, Quantizer, attribute_at, module_of
 from pquant_fx.graph.info import info, set_info
 from pquant_fx.graph.shapes import Shapes
 
@@ -43,8 +43,7 @@ def _value(gm: GraphModule, node: Node, values: dict[Node, Any], shapes: Shapes)
     if node.op == "placeholder":
         return _recorded(node)
     if node.op == "get_attr":
-        owner, _, name = str(node.target).rpartition(".")
-        return shapes.meta(getattr(gm.get_submodule(owner), name))
+        return shapes.meta(attribute_at(gm, str(node.target)))
     if any(values[n] is None for n in node.all_input_nodes):
         return _recorded(node)
     args, kwargs = map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)

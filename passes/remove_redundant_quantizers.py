@@ -11,6 +11,7 @@ of an output stay. While training goes on, only formats that nothing can change 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from torch.fx import GraphModule, Node
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.dialect import Quantizer, is_parameter_value, module_of
 from pquant_fx.graph.interval_quantizer import formats_of
-from pquant_fx.graph.rewriter import OWN, Rewriter
+from pquant_fx.graph.rewriter import Rewriter, is_own_constant
 from pquant_fx.quantize.quantizers import FixedQuantizer
 
 __all__ = ["RemoveRedundantQuantizers", "remove_redundant_quantizers"]
@@ -37,10 +38,10 @@ class RemoveRedundantQuantizers:
         nodes = [n for n in gm.graph.nodes if isinstance(module_of(gm, n), Quantizer) and not is_parameter_value(n)]
         if not any(_is_static(n, rw) for n in nodes):
             return False
-        frozen = all(_settled(n, rw, whole=True) for n in nodes)
+        frozen = _settled(nodes, rw, whole=True)
         formats = analyse(gm, declared=not frozen)
         candidates = [n for n in nodes if _is_static(n, rw) and _may_go(n)]
-        identities = [n for n in candidates if _is_identity(n, rw, formats, frozen)]
+        identities = {n: None for n in candidates if _is_identity(n, rw, formats, frozen)}  # in order, and quick to look up
         for node in identities:
             rw.remove(node)
         # identities first: they change no value, while a merge takes the ground from under the proofs behind it
@@ -62,7 +63,7 @@ def _may_go(node: Node) -> bool:
 
 def _is_identity(node: Node, rw: Rewriter, formats: FormatMap, frozen: bool) -> bool:
     facts = formats.facts.get(node)
-    return facts is not None and facts.is_identity and (frozen or all(_settled(n, rw, whole=False) for n in node.all_input_nodes))
+    return facts is not None and facts.is_identity and (frozen or _settled(node.all_input_nodes, rw, whole=False))
 
 
 def _is_absorbed(node: Node, rw: Rewriter, formats: FormatMap) -> bool:
@@ -76,18 +77,18 @@ def _is_static(node: Node, rw: Rewriter) -> bool:
     return type(module) is FixedQuantizer and module.calibrated
 
 
-def _settled(node: Node, rw: Rewriter, whole: bool) -> bool:
-    """Whether nothing that `node` is computed from can change: static quantizers and baked constants only.
+def _settled(nodes: Iterable[Node], rw: Rewriter, whole: bool) -> bool:
+    """Whether nothing that the `nodes` are computed from, themselves included, can change: static quantizers and baked constants only.
 
     whole: back to the inputs; otherwise back to the nearest quantizers.
     """
-    stack, seen = [node], set()
+    stack, seen = list(nodes), set[Node]()
     while stack:
         current = stack.pop()
         if current in seen:
             continue
         seen.add(current)
-        if current.op == "get_attr" and not str(current.target).startswith(f"{OWN}."):
+        if current.op == "get_attr" and not is_own_constant(current):
             return False
         if current.op == "call_module":
             if not _is_static(current, rw):

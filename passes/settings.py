@@ -38,7 +38,8 @@ def known_layers(gm: GraphModule) -> Iterator[tuple[str, str, int]]:
         op = op_of(node)
         if node.op in ("placeholder", "call_module") or (op is not None and op.kind != "grid"):
             record = info(node)
-            yield record.path or node.name, type_name(gm, node), record.site
+            name = type_name(gm, node)
+            yield record.path or node.name, "" if name == "call_module" else name, record.site
 
 
 def _module(gm: GraphModule, path: str) -> nn.Module | None:

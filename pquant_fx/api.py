@@ -1,4 +1,4 @@
-"""The four verbs: `compile` a model, `check` whether it can be compiled, `template` a configuration for it, `load` lies with them.
+"""The three verbs: `compile` a model, `check` whether it can be compiled, `template` a configuration for it.
 
 `compile(net, "fixed8", x)` = trace -> pipeline of passes -> CompiledModel -> calibration on the example inputs.
 """
@@ -54,8 +54,8 @@ def compile(
     steps = default_pipeline(settings) if pipeline is None else pipeline
     steps(gm, examples.few())
     propagate_shapes(gm)  # for the nodes that passes made
-    settings.check_rules(known_layers(gm))
-    unknown = settings.unmatched_interfaces(examples.tensors, dict(output_names(gm)))
+    interfaces = settings.unmatched_interfaces(examples.tensors, dict(output_names(gm)))
+    unknown = (*settings.unmatched_rules(known_layers(gm)), *interfaces)
     if unknown:
         raise ConfigError(unknown)
     compiled = CompiledModel(gm, settings, examples, traced.notes)

@@ -17,6 +17,7 @@ from pquant_fx.compiled import CompiledModel
 from pquant_fx.errors import InputError, PassError, Place, Problem, TraceError
 from pquant_fx.example_inputs import ExampleInputs
 from pquant_fx.frozen import FrozenModel
+from pquant_fx.graph.constants import evaluating
 from pquant_fx.graph.exactness import TOLERANCE, difference, run_isolated, run_precisely
 from pquant_fx.graph.info import place
 from pquant_fx.graph.inputs import float_type
@@ -107,15 +108,8 @@ def _run_by_name(model: nn.Module, examples: ExampleInputs) -> tuple[Any, bool]:
 
 
 def _run_as_it_is(model: nn.Module, examples: ExampleInputs) -> None:
-    modes = {m: m.training for m in model.modules()}
-    try:
-        for m in modes:
-            m.training = False
-        with torch.no_grad():
-            model(**dict(zip(examples.tensors, examples.few())))
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
+    with evaluating(model), torch.no_grad():
+        model(**dict(zip(examples.tensors, examples.few())))
 
 
 # ---- places

@@ -123,7 +123,16 @@ class CompiledModel(nn.Module):
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         callbacks: Sequence[Callable[[EpochEnd], None]] = (),
     ) -> History:
-        """Train through all stages of the configuration; see `pquant_fx.train.fit.fit` for the arguments."""
+        """Train for the epochs that the configuration names; returns one row per epoch, which `print` shows as a table.
+
+        train, validation: a DataLoader, an iterable of (x, y), or a pair of tensors. loss: fn(output, target) -> 0-d tensor; default:
+        cross entropy for integer targets, else mean squared error. optimizer: one over this model's parameters, or a function
+        that makes one of them; default: Adam with `learning_rate`. metrics: name -> fn(outputs, targets) -> number, measured on
+        the validation data. callbacks: called with each epoch's row. More in `help(pquant_fx.train.fit.fit)`.
+        Raises InputError (PQ409) for other shapes or types, TrainingError: PQ410 data, PQ411 a loss that is not finite, PQ412 use.
+
+        Example: model.fit((x, y), validation=(x_test, y_test))
+        """
         from pquant_fx.train.fit import fit
 
         return fit(self, train, validation, loss=loss, optimizer=optimizer, metrics=metrics, callbacks=callbacks)

@@ -112,7 +112,7 @@ def _run(output: Path, epochs: int | None, engines: Sequence[str], io_types: Seq
     reports = _verified(frozen, data, engines, io_types, tell)
     result = DemoResult(float_accuracy, accuracy(frozen, data), table.sparsity, reports, table, output, 0.0)
 
-    tell("[6/6] write the bundle: QONNX, plain ONNX, hls4ml project, golden vectors, report")
+    tell(f"[6/6] write the bundle: QONNX, plain ONNX, {'hls4ml project, ' if 'hls4ml' in engines else ''}golden vectors, report")
     sections = [Section("Training", str(history)), *(Section("Engines", str(report)) for report in reports)]
     bundle(frozen, output, data.x_test[:64], title="pquant_fx demo", sections=sections, overwrite=True, hls4ml="hls4ml" in engines)
     result = replace(result, seconds=time.perf_counter() - start)

@@ -43,7 +43,11 @@ def example_inputs(model: nn.Module, given: Any, shapes: Mapping[str, Sequence[i
     names = [p.name for p in _parameters(model)]
     if given is None:
         if not shapes:
-            remedy = "pass example_inputs=x, or name the shapes in the configuration: inputs: {x: {shape: [16]}}"
+            one = names[0] if names else "x"
+            remedy = (
+                "pass example_inputs=x (on the command line --input-shape 16, or --data for compile and verify), "
+                f"or name the shapes in the configuration: inputs: {{{one}: {{shape: [16]}}}}"
+            )
             where = Place(module="", line=definition_line(model.forward))
             raise ConfigError(Problem("PQ407", "the shape of the model's input is not known", remedy, where))
         generator = torch.Generator().manual_seed(0)

@@ -92,7 +92,8 @@ def _refuse_foreign(target: Path, overwrite: bool) -> None:
     if not (target / MARKER).exists():
         raise OutputError(Problem("PQ506", f"the directory '{target}' holds files that are not ours", "name an empty or a new directory"))
     if not overwrite:
-        raise OutputError(Problem("PQ506", f"the directory '{target}' exists", "pass overwrite=True to replace what an earlier run wrote"))
+        remedy = "pass overwrite=True (on the command line --overwrite) to replace what an earlier run wrote"
+        raise OutputError(Problem("PQ506", f"the directory '{target}' exists", remedy))
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:

@@ -13,13 +13,23 @@ from typing import Literal, get_args
 
 from pquant_fx.errors import ConfigError, Problem
 
-__all__ = ["OVERFLOW_MODES", "ROUNDING_MODES", "FixedFormat", "OverflowMode", "RoundingMode", "overflow_mode", "rounding_mode"]
+__all__ = [
+    "OVERFLOW_MODES",
+    "ROUNDING_MODES",
+    "FixedFormat",
+    "OverflowMode",
+    "RoundingMode",
+    "evaluation_mode",
+    "overflow_mode",
+    "rounding_mode",
+]
 
 RoundingMode = Literal["TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_MIN_INF", "RND_INF", "S_RND", "S_RND_CONV"]
 OverflowMode = Literal["SAT", "SAT_SYM", "SAT_ZERO", "WRAP", "WRAP_SM"]
 ROUNDING_MODES: tuple[RoundingMode, ...] = get_args(RoundingMode)
 OVERFLOW_MODES: tuple[OverflowMode, ...] = get_args(OverflowMode)
 _ROUNDING_ALIASES: dict[str, RoundingMode] = {"RN_ZERO": "RND_ZERO"}
+_EVALUATION: dict[RoundingMode, RoundingMode] = {"S_RND": "RND", "S_RND_CONV": "RND_CONV"}
 _TEXT = re.compile(r"(?:ap_)?(u?)fixed<\s*(-?\d+)\s*,\s*(-?\d+)\s*(?:,\s*(?:AP_)?(\w+)\s*(?:,\s*(?:AP_)?(\w+)\s*)?)?>")
 
 
@@ -29,6 +39,11 @@ def rounding_mode(name: str) -> RoundingMode:
     if mode not in ROUNDING_MODES:
         raise ConfigError(Problem("PQ306", f"unknown rounding mode '{name}'", f"use one of {', '.join(ROUNDING_MODES)}"))
     return mode
+
+
+def evaluation_mode(mode: RoundingMode) -> RoundingMode:
+    """The deterministic mode that a stochastic one stands for outside training: S_RND -> RND, S_RND_CONV -> RND_CONV."""
+    return _EVALUATION.get(mode, mode)
 
 
 def overflow_mode(name: str) -> OverflowMode:

@@ -16,11 +16,12 @@ from pquant_fx.compiled import CompiledModel
 from pquant_fx.errors import InputError, LoweringError, Problem
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
-from pquant_fx.graph.dialect import Quantizer, module_of
+from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
 from pquant_fx.graph.info import place
 from pquant_fx.graph.inputs import bind_inputs, input_problems, not_finite
 from pquant_fx.graph.support import unsupported
 from pquant_fx.graph.text import text
+from pquant_fx.graph.values import output_of
 from pquant_fx.lower.exact_forward import FLOAT32_BITS, compute_dtype
 from pquant_fx.passes import freezing_pipeline
 from pquant_fx.quantize.quantizers import CalibratedQuantizer
@@ -60,7 +61,7 @@ def freeze(compiled: CompiledModel) -> FrozenModel:
 
 def _refuse_uncalibrated(compiled: CompiledModel) -> None:
     gm = compiled.graph_module
-    remedy = "call calibrate(batches) or fit(train) with real data first"
+    remedy = "call calibrate(batches) or fit(train) with real data first (on the command line: --data)"
     if compiled.calibration_source == "shape" and any(isinstance(m, CalibratedQuantizer) for m in gm.modules()):
         raise LoweringError(Problem("PQ307", "the formats rest on a bare input shape, no data was seen", remedy))
     missing = [n for n in gm.graph.nodes if isinstance(m := module_of(gm, n), Quantizer) and not m.calibrated]
@@ -72,7 +73,7 @@ def _refuse_nan(gm: GraphModule) -> None:
     problems, seen = [], set[str]()
     for node in gm.graph.find_nodes(op="get_attr"):
         name = str(node.target)
-        value = getattr(gm.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+        value = attribute_at(gm, name)
         if name not in seen and isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             problems.append(Problem("PQ305", f"parameter '{name}' holds NaN or infinity", "load the last good checkpoint", place(node)))
         seen.add(name)
@@ -168,7 +169,7 @@ class FrozenModel(nn.Module):
         """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference.
 
         x: a tensor, or a tuple of tensors or a dict for several inputs.
-        Raises InputError: PQ409 for other shapes or no sample, PQ305 for NaN or infinity; ConfigError (PQ405) for unknown names.
+        Raises InputError: PQ409 for other shapes or no sample, PQ305 for NaN or infinity; ConfigError (PQ405) for unknown names, or none.
         """
         from pquant_fx.lower.engines import verify
 
@@ -215,7 +216,7 @@ class FrozenModel(nn.Module):
 
 def _narrow_outputs(gm: GraphModule, formats: FormatMap) -> set[int]:
     """Positions of the outputs that float32 holds, whatever type their sums are computed in."""
-    returned = next(n for n in gm.graph.nodes if n.op == "output").args[0]
+    returned = output_of(gm).args[0]
     known = [formats.intervals.get(v) if isinstance(v, Node) else None for v in tree_flatten(returned)[0]]
     return {n for n, interval in enumerate(known) if interval is not None and interval.bits <= FLOAT32_BITS}
 

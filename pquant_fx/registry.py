@@ -28,7 +28,7 @@ class Registry(Mapping[str, V], Generic[V]):
     def add(self, name: str, value: V) -> V:
         """Register `value`. Raises ConfigError (PQ405) when the name is taken by something else."""
         if name in self._items and self._items[name] is not value:
-            raise ConfigError(Problem("PQ405", f"the {self.kind} '{name}' is registered twice", "rename one of the two"))
+            raise ConfigError(Problem("PQ405", f"'{name}' is registered twice among the {self.kind}", "rename one of the two"))
         self._items[name] = value
         return value
 
@@ -38,7 +38,7 @@ class Registry(Mapping[str, V], Generic[V]):
         if name not in self._items:
             near = difflib.get_close_matches(name, list(self._items), 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(self._items)) or 'none'}"
-            raise UnknownNameError(Problem("PQ405", f"there is no {self.kind} '{name}'", hint))
+            raise UnknownNameError(Problem("PQ405", f"there is nothing named '{name}' among the {self.kind}", hint))
         return self._items[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -83,8 +83,9 @@ def test_rules_that_match_nothing(section: dict[str, Any], what: str, remedy: st
 
 def test_rules_and_interfaces_of_unknown_names_come_together() -> None:
     layers = {"conv2": {"weight_bits": 4}, "haed": {"weight_bits": 4}}
-    error = refused(lambda: compiled({"preset": "fixed8", "layers": layers}), pq.ConfigError, "PQ402")
-    assert len(error.problems) == 2
+    error = refused(lambda: compiled({"preset": "fixed8", "layers": layers, "inputs": {"nowhere": {}}}), pq.ConfigError, "PQ402")
+    assert error.problems[-1].what.startswith("inputs: the pattern 'nowhere'")
+    assert len(error.problems) == 3
     config = {"preset": "fixed8", "inputs": {"z": {"format": "fixed<8,1>"}}}
     refused(lambda: compiled(config), pq.ConfigError, "PQ402", "'z'|z", "x")
 
@@ -102,6 +103,7 @@ def test_a_mistake_in_a_file_names_its_line(tmp_path: Path) -> None:
 def test_targets_and_engines_of_unknown_names() -> None:
     refused(lambda: pq.check(Net(), X, target="tpu"), pq.ConfigError, "PQ405", "'tpu'", "hls4ml")
     frozen = compiled("fixed8").freeze()
+    refused(lambda: frozen.verify(X, ()), pq.ConfigError, "PQ405", "no engine", "integer")
     error = refused(lambda: frozen.verify(X, ("integre", "onxx")), pq.ConfigError, "PQ405", "'integre'", "integer")
     assert len(error.problems) == 2
     refused(lambda: frozen.verify(X, io_type="io_serial"), pq.ConfigError, "PQ405", "'io_serial'", "io_stream")

@@ -149,6 +149,12 @@ def test_a_template_is_a_config(run: Run, folder: Path) -> None:
     assert {"fc1", "relu", "fc2"} <= set(load_config(out).layers)
     assert run("config", "template", "clinet:build", "--input-shape", "16", "--out", "net.yaml") == (0, "", "")
     assert load_config(folder / "net.yaml") == load_config(out)
+    (folder / "net.yaml").write_text(out + "# edited\n")
+    again = ("config", "template", "clinet:with_x", "--out", "net.yaml")
+    code, _, err = run(*again)
+    assert (code, err.partition(":")[0], "# edited" in (folder / "net.yaml").read_text()) == (2, "PQ506", True)
+    assert run(*again, "--overwrite")[0] == 0
+    assert "# edited" not in (folder / "net.yaml").read_text()
     assert run("check", "clinet:build", "--config", "net.yaml", "--target", "integer")[0] == 0
 
 
@@ -165,8 +171,9 @@ def test_compile_and_verify(run: Run, folder: Path) -> None:
     code, out, err = run(*build, "--json")
     assert code == 0, err
     assert {"golden.npz", "plain.onnx", "qonnx.onnx", "report.txt"} <= set(json.loads(out)["files"])
+    assert "Training\n" in (folder / "net" / "report.txt").read_text()
     code, _, err = run(*build)
-    assert (code, err.partition(":")[0]) == (2, "PQ506")
+    assert (code, err.partition(":")[0], "--overwrite" in err) == (2, "PQ506", True)
     assert run(*build, "--overwrite")[0] == 0
     code, out, err = run("verify", "net", "--targets", "onnx,qonnx", "--json")
     assert (code, json.loads(out)["ok"], json.loads(out)["samples"]) == (0, True, 64), err
@@ -205,6 +212,11 @@ def test_what_compile_refuses(run: Run, folder: Path) -> None:
 def test_what_verify_refuses(run: Run, folder: Path) -> None:
     for arguments, expected in (
         ([str(folder)], "PQ409"),
+        ([str(folder), "--data", "data.npz"], "PQ407"),
+        ([str(folder), "--config", "float"], "PQ407"),
+        ([str(folder), "--targets", ","], "PQ405"),
+        (["nowhere"], "PQ409"),
+        (["clinet:with_x", "--targets", ""], "PQ405"),
         (["clinet:with_x", "--targets", "moon"], "PQ405"),
         (["clinet:with_x", "--io-type", "io_magic"], "PQ405"),
     ):

@@ -86,7 +86,7 @@ def test_a_model_by_function_class_or_name(folder: Path) -> None:
         ("clinett:build", "no module 'clinett'", "'clinet'"),
         ("clinet:biuld", "no 'biuld'", "'build'"),
         ("clinet:needs", "needs arguments", "without arguments"),
-        ("clinet:number", "gave a int", "nn.Module"),
+        ("clinet:number", "gave int, not a model", "nn.Module"),
         ("clinet:breaks", "no weights", "mend"),
         ("clinet:Nett.x", "no 'Nett'", "'Net'"),
         ("clibroken:build", "division by zero", "mend"),
@@ -155,6 +155,13 @@ def test_data_that_can_not_be_used(folder: Path, arrays: dict[str, Any]) -> None
     with pytest.raises(PQuantError) as caught:
         read_data(folder / "d.npz", ["x"])
     assert codes(caught.value) == ["PQ410"]
+
+
+def test_the_remedy_for_one_input_names_the_array_x(folder: Path) -> None:
+    np.savez(folder / "d.npz", z=np.zeros((3, 4)))
+    with pytest.raises(PQuantError, match="but no 'x'") as caught:
+        read_data(folder / "d.npz", ["input"])
+    assert "numpy.savez(path, x=x, y=targets)" in caught.value.remedy
 
 
 def test_files_that_are_no_data(folder: Path) -> None:

@@ -239,6 +239,9 @@ def test_wrong_uses_are_refused():
     refused(lambda: model.fit((x, y), loss=lambda o, t: o), "PQ412", "shape")
     refused(lambda: model.fit((x, y), loss=lambda o, t: 1.0), "PQ412", "type float")
     refused(lambda: default_loss({"a": x}, y), "PQ412", "no default loss")
+    outputs = model(x).shape[1]
+    refused(lambda: model.fit((x, y + outputs)), "PQ410", f"the model has {outputs} outputs")
+    refused(lambda: default_loss(model(x), torch.full((64,), -1)), "PQ410", "from -1 to -1")
     for p in model.parameters():
         p.requires_grad_(False)
     refused(lambda: model.fit((x, y)), "PQ412", "requires a gradient")

@@ -71,6 +71,17 @@ def test_operators_equal_torch(name: str, bits: int) -> None:
         assert np.unique(expected).size > 2
 
 
+@pytest.mark.parametrize(("pads", "padding"), [((2, 0), (0, 0)), ((0, 0, 1, 0), (1, 0)), ((1, 0, 0, 1), (1, 1)), ((1, 1), (0, 0))])
+def test_a_pool_behind_a_pad_loads_in_onnxruntime(pads: tuple[int, ...], padding: tuple[int, int]) -> None:
+    """onnxruntime joins the two, and takes no padding as large as the kernel."""
+    net = FrozenNet()
+    grown = net.call(F.pad, net.quantize(net.input("x", 2, 8, 8), 1, 2, 5), pads, "constant", 0)
+    gm = net.done(net.call(F.avg_pool2d, grown, (2, 2), (2, 2), padding, False, True))
+    values = stress_values((9, 2, 8, 8), 3, 4.0)
+    (got,) = run_onnxruntime(to_onnx(gm), [values])
+    assert (got == double_reference(gm, values)[0]).all()
+
+
 @pytest.mark.parametrize(("inputs", "doubles"), [(1024, False), (1025, True)])
 def test_double_is_used_exactly_where_float32_would_round(inputs: int, doubles: bool) -> None:
     """A sum of `inputs` products 127 * 129 passes 2^24 at the 1025th."""

@@ -132,6 +132,17 @@ def test_an_edit_outside_the_rewriter_is_found():
     assert len(caught.value.problems) == 2
 
 
+def test_a_rule_that_returns_no_node_is_named():
+    @rewrite(F.relu)
+    def careless(node, rw):
+        return 3
+
+    with pytest.raises(PassError, match="'careless' returned int") as caught:
+        Pipeline([careless])(symbolic_trace(Net()))
+    assert caught.value.code == "PQ601"
+    assert "rw.call" in caught.value.remedy
+
+
 def test_an_edit_by_another_pass_is_not_blamed_on_this_one():
     Pipeline([relu_to_leaky, drop_double_relu])(symbolic_trace(Net()), X)
 

@@ -64,7 +64,7 @@ def test_the_commands_run(tmp_path):
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         assert done.stdout + done.stderr, line
-    assert (tmp_path / "build" / "net" / "qonnx.onnx").exists()
+    assert (tmp_path / "build" / "mynet" / "qonnx.onnx").exists()
 
 
 def test_the_make_targets_exist():

@@ -171,6 +171,12 @@ def test_float64_gives_the_same_codes_where_float32_was_exact():
     assert torch.equal(double.freeze()(codes.double()), model.freeze()(codes).double())
 
 
+def test_float64_is_the_type_of_buffers_where_there_is_no_parameter():
+    model, x = compiled(nn.BatchNorm1d(16, affine=False), "fixed8")
+    double = copy.deepcopy(model).double().eval()
+    assert torch.equal(double(x.double()), double.freeze()(x.double()))
+
+
 def test_bfloat16_autocast_runs_forward_and_backward():
     model, x = compiled(ConvBN(), shape=(1, 8, 8))
     model.train()

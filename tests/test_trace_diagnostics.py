@@ -81,6 +81,18 @@ class Stale(nn.Module):
         return z + 1  # line of PQ105
 
 
+class LostStatistics(nn.Module):
+    """Its second call reads statistics that the first one moved in training, although nothing uses that one's result."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.norm = nn.Linear(5, 5), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        self.norm(self.layers(x))  # line of PQ105
+        return self.norm(x)
+
+
 class OverBatch(nn.Module):
     def forward(self, x):
         return torch.stack([row * 2 for row in x])  # line of PQ106
@@ -154,6 +166,13 @@ def test_a_refusal_names_code_module_line_and_remedy(cls: type[nn.Module], code:
     assert (found.code, found.place.module, found.place.line) == (code, "body.1", line_of(cls, code))
     assert found.remedy
     assert found.severity == "error"
+
+
+def test_an_unused_call_that_moves_statistics_which_another_reads_is_refused() -> None:
+    with pytest.raises(TraceError) as error:
+        trace(Net(LostStatistics()), {"x": X})
+    found: Problem = error.value.problems[0]
+    assert (found.code, found.place.module, found.place.line) == ("PQ105", "body.1.norm", line_of(LostStatistics, "PQ105"))
 
 
 # fails by itself; has a shape that depends on values; is no module of the model; mixes the batch in; warns as it runs

@@ -59,16 +59,16 @@ def _app() -> typer.Typer:
         help="From a PyTorch model to bit-exact FPGA firmware. Example: pquant-fx compile mynet:build --data train.npz --out build/net",
     )
     app.callback()(_options)
-    app.command("demo")(demo)
-    app.command("check")(check)
-    app.command("compile")(compile_)
-    app.command("verify")(verify)
-    app.command("passes")(passes)
+    app.command("demo", short_help="The whole way on handwritten digits.")(demo)
+    app.command("check", short_help="List what stands between a model and a target.")(check)
+    app.command("compile", short_help="Compile, calibrate or train, and write the files.")(compile_)
+    app.command("verify", short_help="Compare the engines bit for bit.")(verify)
+    app.command("passes", short_help="List the passes of compile and freeze.")(passes)
     config = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Write and look at configurations. Example: pquant-fx config show fixed8"
     )
-    config.command("template")(template)
-    config.command("show")(show)
+    config.command("template", short_help="Write a configuration that names every layer.")(template)
+    config.command("show", short_help="Print every setting with its value.")(show)
     app.add_typer(config, name="config")
     return app
 

@@ -41,10 +41,12 @@ def verify_bundle(path: Path, engines: Sequence[str], io_type: str, samples: int
     """Run the bundle's files on its golden inputs and compare every bit with its golden outputs.
 
     engines: of `onnx` (plain.onnx in onnxruntime), `qonnx` (qonnx.onnx) and `hls4ml` (C simulation of qonnx.onnx).
-    Raises ConfigError (PQ405) for an unknown engine, InputError (PQ409) when the directory is no bundle.
+    Raises ConfigError (PQ405) for an unknown engine or none, InputError (PQ409) when the directory is no bundle.
     """
     from pquant_fx.lower.verify import compare_engines
 
+    if not engines:
+        raise ConfigError(Problem("PQ405", "no engine was named", f"engines: {', '.join(ENGINES)}"))
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
         raise ConfigError([Problem("PQ405", f"a bundle has no engine '{name}'", f"engines: {', '.join(ENGINES)}") for name in unknown])
@@ -66,7 +68,8 @@ def _read(path: Path, samples: int | None) -> _Golden:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError) as error:
         remedy = "name a directory that 'pquant-fx compile --out' wrote"
-        raise InputError(Problem("PQ409", f"'{path}' is no bundle: {error}", remedy)) from None
+        why = "there is no golden.npz in it" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(Problem("PQ409", f"'{path}' is no bundle: {why}", remedy)) from None
     inputs = {
         name.removeprefix("input_"): array[:samples].astype(np.float32) for name, array in arrays.items() if name.startswith("input_")
     }

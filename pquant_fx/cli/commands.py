@@ -11,7 +11,7 @@ from pquant_fx.cli.bundle import ENGINES, is_bundle, verify_bundle
 from pquant_fx.cli.config import ConfigName, InputOption, InputShape, Json, ModelName, SetOption, read_config
 from pquant_fx.cli.inputs import Data, input_names, input_shapes, load_model, random_inputs, read_data
 from pquant_fx.cli.output import as_json, aside, problem_data, problem_text, report_data, say
-from pquant_fx.errors import ConfigError, Problem, TrainingError
+from pquant_fx.errors import ConfigError, InputError, Problem, TrainingError
 
 if TYPE_CHECKING:
     from pquant_fx.compiled import CompiledModel
@@ -90,7 +90,9 @@ def compile_(
     Example: pquant-fx compile mynet:build --data train.npz --epochs 10 --out build/mynet
     """
     from pquant_fx.report.bundle import bundle
+    from pquant_fx.report.page import Section
 
+    sections = []
     settings = list(set_ or []) + ([f"training_parameters.epochs={epochs}"] if epochs else [])
     with aside():
         compiled, golden, samples = _compiled(model, config, settings, input_shape, input or [], data)
@@ -99,9 +101,9 @@ def compile_(
                 what = "there are no targets to train on" if samples is not None else "there is no data to train on"
                 raise TrainingError(Problem("PQ410", what, "give --data with the arrays x and y, or leave out --epochs"))
             say(f"training for {epochs} epochs ...")
-            compiled.fit((_single(samples.inputs), samples.targets))
+            sections.append(Section("Training", str(compiled.fit((_single(samples.inputs), samples.targets)))))
         say("freezing and writing the bundle ...")
-        path = bundle(compiled.freeze(), out, golden, title=model, overwrite=overwrite, hls4ml=hls4ml)
+        path = bundle(compiled.freeze(), out, golden, title=model, sections=sections, overwrite=overwrite, hls4ml=hls4ml)
     files = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if json:
         as_json({"ok": True, "out": str(path), "files": files})
@@ -128,9 +130,12 @@ def verify(
     if io_type not in ("io_parallel", "io_stream"):
         raise ConfigError(Problem("PQ405", f"there is no io type '{io_type}'", "io types: io_parallel, io_stream"))
     chosen = None if targets is None else tuple(name.strip() for name in targets.split(",") if name.strip())
+    if ":" not in model and not is_bundle(model):
+        raise InputError(Problem("PQ409", f"'{model}' is neither a model nor a directory", "write module:callable, or name a bundle"))
     say(f"verifying {model} ...")
     with aside():
         if is_bundle(model):
+            _refuse_unused({"--config": config != "fixed8", "--data": data, "--input-shape": input_shape, "--input": input, "--set": set_})
             report = verify_bundle(Path(model), ENGINES if chosen is None else chosen, io_type, samples)
         else:
             report = _verified(model, config, set_, input_shape, input or [], data, samples, chosen, io_type)
@@ -139,6 +144,14 @@ def verify(
     else:
         print(report)
     raise typer.Exit(0 if report.ok else 1)
+
+
+def _refuse_unused(options: dict[str, object]) -> None:
+    """A bundle holds its own samples and formats: whoever gives others would read a result that they had no part in."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        what = f"{', '.join(given)}: a bundle is verified as it is, on its golden vectors"
+        raise ConfigError(Problem("PQ407", what, "leave that out, or verify the model: module:callable"))
 
 
 def passes(config: ConfigName = "fixed8", set_: SetOption = None, json: Json = False) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from pquant_fx.cli.inputs import Shapes, input_shapes, load_model, random_inputs
 from pquant_fx.cli.output import as_json, say
+from pquant_fx.errors import ConfigError, OutputError, Problem
 
 if TYPE_CHECKING:
     from pquant_fx.config import Config
@@ -18,17 +19,21 @@ __all__ = ["ConfigName", "InputOption", "InputShape", "Json", "ModelName", "SetO
 ModelName = Annotated[str, typer.Argument(help="module:callable; it returns the nn.Module, or (nn.Module, example_inputs).")]
 ConfigName = Annotated[str, typer.Option("--config", "-c", help="A preset (fixed8, float) or a .yaml, .yml or .json file.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, as in quantization_parameters.default_data_bits=6. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in quantization_parameters.default_data_bits=6. Repeatable."),
 ]
-InputShape = Annotated[str | None, typer.Option("--input-shape", help="Shape of the only input without batch, as in 1,8,8.")]
-InputOption = Annotated[list[str] | None, typer.Option("--input", help="Shape of one input, as in x=1,8,8. Repeatable.")]
+InputShape = Annotated[
+    str | None, typer.Option("--input-shape", metavar="SHAPE", help="Shape of the only input without batch, as in 1,8,8.")
+]
+InputOption = Annotated[
+    list[str] | None, typer.Option("--input", metavar="NAME=SHAPE", help="Shape of one input, as in x=1,8,8. Repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def overrides(settings: list[str] | None) -> dict[str, Any]:
     """`a.b=value` texts as dotted keys with values as YAML reads them. Raises ConfigError (PQ407)."""
     from pquant_fx.config.yaml_text import scalar
-    from pquant_fx.errors import ConfigError, Problem
 
     found: dict[str, Any] = {}
     for text in settings or ():
@@ -53,6 +58,7 @@ def template(
     input_shape: InputShape = None,
     input: InputOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it to this file instead of printing it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file, with all that was edited in it.")] = False,
 ) -> None:
     """Write a configuration that names every layer of a model, to edit.
 
@@ -61,6 +67,8 @@ def template(
     import pquant_fx as pq
     from pquant_fx.files import write_atomically
 
+    if out is not None and out.exists() and not overwrite:
+        raise OutputError(Problem("PQ506", f"'{out}' exists", "name another file, or add --overwrite"))
     net, examples = load_model(model)
     shapes = input_shapes(net, input_shape, input or [])
     text = pq.template(net, random_inputs(shapes, 2) if shapes else examples, preset=preset)

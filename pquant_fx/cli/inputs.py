@@ -62,7 +62,7 @@ def load_model(spec: str) -> tuple[nn.Module, Any]:
         made = _called(made, spec)
     net, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(net, nn.Module):
-        raise _wrong(f"'{spec}' gave a {type(net).__name__}", "let it return an nn.Module, or (nn.Module, example_inputs)")
+        raise _wrong(f"'{spec}' gave {type(net).__name__}, not a model", "let it return an nn.Module, or (nn.Module, example_inputs)")
     return net, examples
 
 
@@ -181,8 +181,9 @@ def read_data(path: Path, names: Sequence[str]) -> Data:
     inputs = {name: found for name in names if (found := _pick(arrays, name, single=len(names) == 1)) is not None}
     missing = [name for name in names if name not in inputs]
     if missing:
-        what = f"'{path}' holds {', '.join(arrays) or 'nothing'}, but no '{missing[0]}'"
-        raise _unusable(what, f"save it with numpy.savez(path, {', '.join(f'{name}={name}' for name in names)}, y=targets)")
+        keys, lacking = (names, missing[0]) if len(names) > 1 else (["x"], "x")
+        what = f"'{path}' holds {', '.join(arrays) or 'nothing'}, but no '{lacking}'"
+        raise _unusable(what, f"save it with numpy.savez(path, {', '.join(f'{key}={key}' for key in keys)}, y=targets)")
     lengths = {
         name: array.shape[0] if array.ndim else 0 for name, array in {**inputs, **({"y": arrays["y"]} if "y" in arrays else {})}.items()
     }

@@ -19,7 +19,7 @@ from pquant_fx.config.search import FITCompressParameters, HPOParameters
 from pquant_fx.config.section import Section
 from pquant_fx.config.training import TrainingParameters
 from pquant_fx.config.yaml_text import to_text
-from pquant_fx.errors import ConfigError, Problem
+from pquant_fx.errors import Problem
 from pquant_fx.formats import FixedFormat, OverflowMode, RoundingMode
 
 __all__ = ["Config", "InterfaceFormat"]
@@ -170,12 +170,6 @@ class Config(Section):
             *unmatched("inputs", self.inputs, [(name, "", 1) for name in inputs]),
             *unmatched("outputs", self.outputs, [(name, "", 1) for name in ends]),
         )
-
-    def check_rules(self, known: Iterable[Known]) -> None:
-        """Raises ConfigError (PQ402) listing every pattern that matches nothing, with the closest name."""
-        found = self.unmatched_rules(known)
-        if found:
-            raise ConfigError(found)
 
     def to_dict(self, *, given_only: bool = False) -> dict[str, Any]:
         """All settings as plain data, or only those that were given; what is not set (null) is left out."""

@@ -20,16 +20,14 @@ from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.formats import FixedFormat
 from pquant_fx.graph.alternatives import alternative
 from pquant_fx.graph.constants import computes, constant_values, live_nodes
-from pquant_fx.graph.dialect import Quantizer, module_of, op_of
+from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of, op_of
 from pquant_fx.graph.info import info, place
 from pquant_fx.graph.interval_quantizer import QuantizerFacts, formats_of, full_range, quantize_interval
 from pquant_fx.graph.interval_rules import RULES
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, Interval, constant
 
-__all__ = ["IDENTITIES", "FormatMap", "analyse", "sample_shape"]
+__all__ = ["FormatMap", "analyse", "sample_shape"]
 
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-"""Leaf modules that do nothing in evaluation."""
 _BATCH = "it broadcasts or reshapes over the batch axis"
 
 
@@ -193,7 +191,7 @@ class _Analysis:
             name, module = _called(self.gm, node)
             raise Inexact("PQ201", f"{name} has no exact integer meaning", alternative(name, module))
         unknown = [n for n in node.all_input_nodes if self.intervals.get(n) is None]
-        args = self._operands(node, dummies=bool(unknown))
+        args = self._operands(node)
         if args is None:
             self._blame(node, unknown)
             return
@@ -207,9 +205,11 @@ class _Analysis:
             self.accumulators[node] = self._sample(node, accumulator)
 
     # ---- operands and results
-    def _operands(self, node: Node, dummies: bool) -> Any:
-        """The node's arguments as intervals, data with a batch axis of 1. With `dummies`, an input that has no interval is
-        taken as zeros of its shape, only to hear what else the rule objects to; None when a shape is not known either."""
+    def _operands(self, node: Node) -> Any:
+        """The node's arguments as intervals, data with a batch axis of 1; None when the shape of one is not known.
+
+        An input that has no interval is taken as zeros of its shape, only to hear what else the rule objects to.
+        """
         missing = False
 
         def operand(a: Any) -> Any:

@@ -13,10 +13,23 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from pquant_fx.errors import LoweringError, PQuantError
-from pquant_fx.graph.dialect import BatchStatistics, Mask, Quantizer, module_of, op_of
+from pquant_fx.graph.dialect import BatchStatistics, Mask, Quantizer, attribute_at, module_of, op_of
 from pquant_fx.graph.info import place
 
-__all__ = ["circuit_inputs", "computes", "constant_values", "live_nodes"]
+__all__ = ["circuit_inputs", "computes", "constant_values", "evaluating", "live_nodes"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval, and back in its own mode afterwards."""
+    modes = {m: m.training for m in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def circuit_inputs(gm: GraphModule, node: Node) -> list[Node]:
@@ -46,10 +59,13 @@ def computes(gm: GraphModule, node: Node) -> bool:
 
 
 def constant_values(gm: GraphModule) -> dict[Node, Any]:
-    """The value of every live node that depends on parameters and buffers only, in graph order."""
+    """The value of every live node that depends on parameters and buffers only, in graph order, computed in evaluation.
+
+    Raises LoweringError, with the place of the node, for what a module of ours refuses (a format that was never set).
+    """
     values: dict[Node, Any] = {}
     live = live_nodes(gm)
-    with torch.no_grad(), _evaluation(gm):
+    with torch.no_grad(), evaluating(gm):
         for node in gm.graph.nodes:
             if node in live and _is_constant(gm, node, values):
                 values[node] = _checked_value(gm, node, values)
@@ -71,9 +87,9 @@ def _checked_value(gm: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
 
 def _value(gm: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
     if node.op == "get_attr":
-        owner, _, name = str(node.target).rpartition(".")
-        found = getattr(gm.get_submodule(owner), name)
+        found = attribute_at(gm, str(node.target))
         return found.detach() if isinstance(found, Tensor) else found
+    # BatchStatistics' first operand is data, which has no value here and which evaluation does not read
     args = map_arg(node.args, lambda n: values.get(n))
     kwargs = map_arg(node.kwargs, lambda n: values.get(n))
     if node.op == "call_function" and callable(node.target):
@@ -81,16 +97,3 @@ def _value(gm: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
     if node.op == "call_module":
         return gm.get_submodule(str(node.target))(*args, **kwargs)
     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-
-
-@contextmanager
-def _evaluation(gm: nn.Module) -> Iterator[None]:
-    """Every module in eval, and back in its own mode afterwards."""
-    training = [m for m in gm.modules() if m.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -38,7 +38,21 @@ from pquant_fx.errors import PassError, Problem
 from pquant_fx.formats import OverflowMode, RoundingMode
 from pquant_fx.graph.info import place
 
-__all__ = ["OPS", "BatchStatistics", "Mask", "Op", "Quantizer", "forget_answers", "is_parameter_value", "module_of", "op_of", "verify"]
+__all__ = [
+    "DROPOUTS",
+    "IDENTITIES",
+    "OPS",
+    "BatchStatistics",
+    "Mask",
+    "Op",
+    "Quantizer",
+    "attribute_at",
+    "forget_answers",
+    "is_parameter_value",
+    "module_of",
+    "op_of",
+    "verify",
+]
 
 Kind = Literal["weighted", "arithmetic", "pool", "activation", "grid"]
 
@@ -88,6 +102,9 @@ OPS: dict[Callable[..., Any], Op] = {
     torch.permute: Op("permute", "grid", non_negative=None),
     operator.getitem: Op("getitem", "grid", non_negative=None),
 }
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+IDENTITIES = (nn.Identity, *DROPOUTS)
+"""Leaf modules that do nothing in evaluation."""
 
 
 class Quantizer(nn.Module, ABC):
@@ -119,6 +136,7 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def minimum(self) -> float:
+        """Smallest value that can come out; -infinite while the format is not known."""
         return self._limit(upper=False)
 
     def _limit(self, upper: bool) -> float:
@@ -186,6 +204,12 @@ def _across_ranks(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor
 def module_of(gm: GraphModule, node: Node) -> nn.Module | None:
     """The module that `node` calls, or None when it calls none."""
     return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def attribute_at(root: nn.Module, path: str) -> Any:
+    """What a `get_attr` node with that target reads: a parameter, a buffer, or any attribute. Raises AttributeError."""
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
 
 
 def op_of(node: Node) -> Op | None:
@@ -259,7 +283,7 @@ def verify(gm: GraphModule) -> None:
             wrong(node, f"method call '{node.target}' survived canonicalize")
     outputs = [n for n in gm.graph.nodes if n.op == "output"]
     if len(outputs) != 1:
-        problems.append(Problem("PQ601", f"the graph has {len(outputs)} outputs nodes", "keep exactly one output node"))
+        problems.append(Problem("PQ601", f"the graph has {len(outputs)} output nodes", "keep exactly one output node"))
     if problems:
         raise PassError(problems)
 

@@ -18,13 +18,13 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten
 
 from pquant_fx.errors import PassError, Place, Problem
+from pquant_fx.graph.dialect import DROPOUTS
 
-__all__ = ["TOLERANCE", "Examples", "check_exact", "difference", "run_isolated", "run_precisely"]
+__all__ = ["TOLERANCE", "Examples", "check_exact", "difference", "lacks_variance", "run_isolated", "run_precisely"]
 
 Examples = Sequence[Any]
 TOLERANCE = {True: 1e-9, False: 1e-4}
 """Relative difference that rounding alone explains, in float64 (True) and in the model's own type (False)."""
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def check_exact(gm: GraphModule, examples: Examples, name: str, modes: Sequence[bool] = (False, True)) -> Callable[[], None]:
@@ -95,9 +95,14 @@ def _attempt(gm: GraphModule, examples: Examples, training: bool) -> tuple[Any, 
     try:
         return run_precisely(gm, examples, training)
     except ValueError as error:
-        if training and "more than 1 value per channel" in str(error):
+        if training and lacks_variance(error):
             return None
         raise
+
+
+def lacks_variance(error: ValueError) -> bool:
+    """Whether a BatchNorm in train refused a batch of one value per channel; torch names no class for it, only this text."""
+    return "more than 1 value per channel" in str(error)
 
 
 @contextmanager
@@ -106,7 +111,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
     modes = {m: m.training for m in model.modules()}
     try:
         for m in modes:
-            m.training = training and not isinstance(m, _DROPOUTS)
+            m.training = training and not isinstance(m, DROPOUTS)
         yield
     finally:
         for m, mode in modes.items():

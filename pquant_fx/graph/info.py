@@ -37,6 +37,7 @@ class NodeInfo:
     dtype: str | None = None
 
     def with_shape(self, shape: tuple[int, ...] | None, dtype: str | None = None) -> NodeInfo:
+        """The same provenance with another shape; without `dtype`, the element type stays."""
         return replace(self, shape=shape, dtype=dtype if dtype is not None else self.dtype)
 
 
@@ -55,6 +56,7 @@ def definition_line(function: Any) -> str | None:
 
 
 def set_info(node: Node, record: NodeInfo) -> None:
+    """Let `node` carry `record`: provenance is no edit of the graph, so it needs no Rewriter."""
     node.meta[KEY] = record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -88,8 +89,8 @@ def not_finite(gm: GraphModule, values: Iterable[Tensor]) -> list[Problem]:
 
 
 def float_type(model: nn.Module) -> torch.dtype:
-    """The type of the model's first real parameter; float32 when it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    """The type of the model's first real parameter, or buffer where there is no parameter; float32 when it has neither."""
+    return next((v.dtype for v in chain(model.parameters(), model.buffers()) if v.is_floating_point()), torch.float32)
 
 
 def _inputs(gm: GraphModule) -> list[Node]:

@@ -12,16 +12,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.formats import OverflowMode, RoundingMode, evaluation_mode
 
-__all__ = ["MAX_BITS", "Formats", "Ints", "bit_length", "dyadic", "quantize_codes", "quantize_real", "trailing_zeros"]
+__all__ = ["ALL_ZERO", "MAX_BITS", "Formats", "Ints", "bit_length", "dyadic", "quantize_codes", "quantize_real", "trailing_zeros"]
 
 Ints: TypeAlias = NDArray[np.int64]
 MAX_BITS = 62
 """Codes stay under 2^62, so that one addition or one sign change can not leave int64."""
 ALL_ZERO = 63
 """Trailing zero bits of the code 0."""
-_EVALUATION: dict[RoundingMode, RoundingMode] = {"S_RND": "RND", "S_RND_CONV": "RND_CONV"}
 
 
 def bit_length(codes: ArrayLike) -> Ints:
@@ -108,7 +107,7 @@ def quantize_codes(codes: Ints, f: int | Ints, formats: Formats, rounding: Round
 
     codes broadcasts with the formats; stochastic modes round as they do in evaluation.
     """
-    rounding = _EVALUATION.get(rounding, rounding)
+    rounding = evaluation_mode(rounding)
     if _fits(codes, np.asarray(f) - formats.f, formats):
         return _quantize(codes, np.asarray(f) - formats.f, formats, rounding, overflow)
     c, k, i, own, given = np.broadcast_arrays(codes, formats.k, formats.i, formats.f, np.asarray(f, dtype=np.int64))

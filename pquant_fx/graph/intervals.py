@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from pquant_fx.formats import FixedFormat
 from pquant_fx.graph.interval_codes import ALL_ZERO, MAX_BITS, Ints, bit_length, dyadic, trailing_zeros
 
-__all__ = ["CONSTANT_BITS", "Inexact", "Interval", "align", "constant", "exact_number"]
+__all__ = ["CONSTANT_BITS", "Inexact", "Interval", "align", "constant", "exact_number", "require_bits"]
 
 CONSTANT_BITS = 24
 """A constant that no quantizer made may use this many bits: float32 holds it and so does every engine."""
@@ -127,14 +127,6 @@ class Interval:
     def moved(self, move: Callable[..., Any], *args: Any) -> Interval:
         """Every element moved by the same data movement."""
         return Interval(self.f, move(self.low, *args), move(self.high, *args), move(self.zeros, *args))
-
-    def mapped(self, function: Callable[[Ints], Ints]) -> Interval:
-        """Through a function of codes that never falls; known zero bits are the caller's to keep."""
-        return Interval(self.f, function(self.low), function(self.high))
-
-    def with_zero(self) -> Interval:
-        """Widened to hold 0 everywhere."""
-        return Interval(self.f, np.minimum(self.low, 0), np.maximum(self.high, 0), self.zeros)
 
     def contains(self, values: ArrayLike) -> bool:
         """Whether real values (batch first, or of the interval's shape) lie on the grid and inside the bounds."""

@@ -43,6 +43,7 @@ _CHECKED: dict[Exact, tuple[bool, ...]] = {False: (), True: (False, True), "eval
 """What `exact` promises: the modes to check, eval (False) and train (True)."""
 
 Rule = Callable[[Node, Rewriter], Node | None]
+_Snapshot = dict[str, tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Rewrite:
             if self._matches(gm, node):
                 with rw.before(node):
                     new = self.rule(node, rw)
+                if new is not None and not isinstance(new, Node):
+                    what = f"the pass '{self.name}' returned {type(new).__name__}, not a node"
+                    raise PassError(Problem("PQ601", what, "return what rw.call(...) gave, or None to leave the node as it is", place(node)))
                 if new is not None and new is not node:
                     rw.replace(node, new)
         return rw.changed
@@ -152,6 +156,7 @@ class Pipeline:
         return Pipeline((*self.passes[:at], found, *self.passes[at:]), self.observers, self.name)
 
     def remove(self, name: str) -> Pipeline:
+        """A pipeline without the pass `name`. Raises PassError (PQ602) when there is none, or another pass requires it."""
         at = self._index(name)
         return Pipeline(self.passes[:at] + self.passes[at + 1 :], self.observers, self.name)
 
@@ -161,6 +166,7 @@ class Pipeline:
         return Pipeline((*self.passes[:at], step, *self.passes[at + 1 :]), self.observers, self.name)
 
     def observe(self, *observers: Observer) -> Pipeline:
+        """A pipeline that reports to `observers` as well."""
         return Pipeline(self.passes, (*self.observers, *observers), self.name)
 
     def __call__(self, gm: GraphModule, examples: Examples | None = None) -> bool:
@@ -182,11 +188,11 @@ class Pipeline:
         checked = check_exact(gm, examples, name, modes) if modes and examples is not None else None
         start = time.perf_counter()
         step(gm)
-        rw = Rewriter(gm)
-        rw.sweep()
-        changed = before != _snapshot(gm)
+        Rewriter(gm).sweep()
+        after = _snapshot(gm)
+        changed = before != after
         if changed:
-            _check_journal(name, before, gm)
+            _check_journal(name, before, after, gm)
             gm.graph.lint()
             verify(gm)
             gm.recompile()
@@ -222,14 +228,13 @@ def _watched(pipeline: Pipeline, observers: tuple[Observer, ...]) -> Pipeline:
     return Pipeline(pipeline.passes, (*pipeline.observers, *observers), pipeline.name)
 
 
-def _snapshot(gm: GraphModule) -> dict[str, tuple[str, str, str]]:
+def _snapshot(gm: GraphModule) -> _Snapshot:
     """Every node by name as op, target and arguments: what an edit can change."""
     return {n.name: (n.op, f"{n.target}", f"{n.args}{n.kwargs}") for n in gm.graph.nodes}
 
 
-def _check_journal(name: str, before: dict[str, tuple[str, str, str]], gm: GraphModule) -> None:
+def _check_journal(name: str, before: _Snapshot, after: _Snapshot, gm: GraphModule) -> None:
     """Raise PassError (PQ603) when a node was made, changed or removed behind the Rewriter's back."""
-    after = _snapshot(gm)
     journal: set[str] = gm.meta[JOURNAL]
     edited = [n for n in {**before, **after} if before.get(n) != after.get(n) and n not in journal]
     if not edited:

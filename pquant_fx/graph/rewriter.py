@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.dialect import forget_answers, module_of
+from pquant_fx.graph.dialect import attribute_at, forget_answers, module_of
 from pquant_fx.graph.info import KEY, info
 
-__all__ = ["JOURNAL", "OWN", "Rewriter"]
+__all__ = ["JOURNAL", "OWN", "Rewriter", "is_own_constant"]
 
 JOURNAL = "pquant_fx.journal"
 OWN = "pq"  # the reserved child of the model that holds our modules
@@ -44,8 +44,7 @@ class Rewriter:
 
     def attribute(self, node: Node) -> Tensor:
         """The parameter or buffer that a `get_attr` node reads."""
-        owner, _, name = str(node.target).rpartition(".")
-        value = getattr(self.gm.get_submodule(owner), name)
+        value = attribute_at(self.gm, str(node.target))
         assert isinstance(value, Tensor)
         return value
 
@@ -94,6 +93,12 @@ class Rewriter:
         self.changed = True
         return full
 
+    def exchange(self, path: str, module: nn.Module) -> None:
+        """Let every node that calls the module at `path` call `module` instead."""
+        owner, _, name = path.rpartition(".")
+        setattr(self.gm.get_submodule(owner), name, module)
+        self.changed = True
+
     def constant(self, path: str, value: Tensor) -> Node:
         """A `get_attr` node that reads `value`, kept as a buffer of ours near `path`."""
         holder = nn.Module()
@@ -118,6 +123,10 @@ class Rewriter:
             self._journal.add(name)
             node.name = name
 
+    def inherit(self, new: Node, like: Node) -> None:
+        """Let `new` carry all that is known about `like`: provenance, shape, and whether axis 0 is the batch."""
+        new.meta.update(like.meta)
+
     def redirect(self, user: Node, old: Node, new: Node) -> None:
         """Let one user take `new` wherever it took `old`."""
         user.replace_input_with(old, new)
@@ -127,13 +136,6 @@ class Rewriter:
         """Give `node` new arguments."""
         node.args, node.kwargs = args, kwargs
         self._touch(node)
-
-    def retarget(self, node: Node, function: Callable[..., Any], *args: Any) -> Node:
-        """Replace `node` by a call of `function` at the same place."""
-        with self.before(node):
-            new = self.call(function, *args)
-        self.replace(node, new)
-        return new
 
     def erase_if_dead(self, node: Node) -> None:
         """Remove `node` when nothing uses it."""
@@ -166,6 +168,11 @@ class Rewriter:
     def _touch(self, node: Node) -> None:
         self._journal.add(node.name)
         self.changed = True
+
+
+def is_own_constant(node: Node) -> bool:
+    """Whether `node` reads a constant that a pass made (see `Rewriter.constant`), no parameter of the user's model."""
+    return node.op == "get_attr" and str(node.target).startswith(f"{OWN}.")
 
 
 def _exists(gm: GraphModule, path: str) -> bool:

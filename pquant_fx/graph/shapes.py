@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pquant_fx.graph.dialect import DROPOUTS
 from pquant_fx.graph.shape_rules import same_layout, shape_of_call, shape_of_layer
 
 __all__ = ["DataDependentShape", "Shapes", "map_structure", "tensors_of"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _META = torch.device("meta")
 
 
@@ -55,7 +55,7 @@ class Shapes:
         if args and isinstance(args[0], Tensor) and not kwargs:
             if isinstance(module, _NORMS):
                 return _norm(module, args[0])
-            if isinstance(module, _DROPOUTS):
+            if isinstance(module, DROPOUTS):
                 return args[0].view_as(args[0])
         with torch.no_grad(), torch._C.DisableTorchFunction():
             known = shape_of_layer(module, args[0], self.meta) if len(args) == 1 and not kwargs else None

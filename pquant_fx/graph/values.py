@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.dialect import OPS, Op, Quantizer, is_parameter_value, module_of, op_of
+from pquant_fx.graph.dialect import Op, Quantizer, is_parameter_value, module_of, op_of
 
-__all__ = ["data_operands", "is_data_quantizer", "is_join", "non_negative", "quantized_source"]
+__all__ = ["data_operands", "is_data_quantizer", "is_join", "non_negative", "output_of", "quantized_source"]
+
+
+def output_of(gm: GraphModule) -> Node:
+    """The output node, of which `verify` allows exactly one."""
+    return next(n for n in gm.graph.nodes if n.op == "output")
 
 
 def data_operands(node: Node) -> list[Node]:
@@ -33,8 +38,12 @@ def is_join(node: Node) -> bool:
     return op is not None and op.name in _JOINS and len(data_operands(node)) > 1
 
 
-def non_negative(node: Node) -> bool:
-    """Whether the value is >= 0 by construction: ReLU and what keeps its sign. Data alone never proves it."""
+def non_negative(node: Node, known: dict[Node, bool] | None = None) -> bool:
+    """Whether the value is >= 0 by construction: ReLU and what keeps its sign. Data alone never proves it.
+
+    known: earlier answers on this graph, read and added to; without them every question walks back to the inputs, and
+    asking for all values costs the square of the depth. Inserting data quantizers changes no answer.
+    """
 
     def judged(current: Node) -> bool | None:
         op = op_of(current)
@@ -42,7 +51,7 @@ def non_negative(node: Node) -> bool:
             return None if is_data_quantizer(current) else False
         return False if op.non_negative is None and _negative_constant(current, op) else op.non_negative
 
-    return _holds(node, judged)
+    return _holds(node, judged, {} if known is None else known)
 
 
 def quantized_source(node: Node) -> bool:
@@ -54,22 +63,27 @@ def quantized_source(node: Node) -> bool:
             return is_data_quantizer(current)
         return None if op.kind == "grid" else False
 
-    return _holds(node, judged)
+    return _holds(node, judged, {})
 
 
-def _holds(node: Node, judged: Callable[[Node], bool | None]) -> bool:
-    """Whether a property holds: proven or refuted at a node by `judged`, which answers None to ask the values it takes."""
-    stack, seen = [node], set()
+def _holds(node: Node, judged: Callable[[Node], bool | None], known: dict[Node, bool]) -> bool:
+    """Whether a property holds: proven or refuted at a node by `judged`, which answers None to ask the values it takes.
+
+    The answers that this gives go into `known`.
+    """
+    stack, seen = [node], set[Node]()
     while stack:
         current = stack.pop()
         if current in seen:
             continue
         seen.add(current)
-        verdict = judged(current)
+        verdict = known[current] if current in known else judged(current)
         if verdict is False:
+            known[node] = False
             return False
         if verdict is None:
             stack.extend(data_operands(current) if op_of(current) is not None else current.all_input_nodes)
+    known.update(dict.fromkeys(seen, True))
     return True
 
 
@@ -81,4 +95,4 @@ def _negative_constant(node: Node, op: Op) -> bool:
     return any(isinstance(c, Node) or (isinstance(c, int | float) and c < 0) for c in constants)
 
 
-_JOINS = frozenset(OPS[f].name for f in OPS if OPS[f].name in ("add", "sub", "maximum", "minimum", "cat"))
+_JOINS = ("add", "sub", "maximum", "minimum", "cat")

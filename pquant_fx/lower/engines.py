@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from pquant_fx.errors import ConfigError, LoweringError, Problem
 from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.graph.info import info
+from pquant_fx.graph.values import output_of
 from pquant_fx.lower.locate import first_differing_node
 from pquant_fx.lower.verify import Values, VerifyReport, compare_engines
 
@@ -45,14 +46,16 @@ class Frozen(Protocol):
 
 
 def verify(frozen: Frozen, inputs: list[Tensor], targets: tuple[str, ...], io_type: str) -> VerifyReport:
-    """Compare the outputs of `targets` with torch's on `inputs` (samples first). ConfigError (PQ405) for unknown names."""
+    """Compare the outputs of `targets` with torch's on `inputs` (samples first). ConfigError (PQ405) for unknown names, or none."""
+    if not targets:
+        raise ConfigError(Problem("PQ405", "no engine was named", f"engines: {', '.join(ENGINES)}"))
     unknown = [t for t in targets if t not in ENGINES]
     if unknown:
         raise ConfigError([Problem("PQ405", f"there is no engine '{t}'", f"engines: {', '.join(ENGINES)}") for t in unknown])
     if io_type not in IO_TYPES:
         raise ConfigError(Problem("PQ405", f"there is no io type '{io_type}'", f"io types: {', '.join(IO_TYPES)}"))
     reference = _flat(frozen(*inputs))
-    output = next(n for n in frozen.graph_module.graph.nodes if n.op == "output")
+    output = output_of(frozen.graph_module)
     nodes = output.all_input_nodes if len(output.all_input_nodes) == len(reference) else []
     lsbs = [i.f if (i := frozen.formats.intervals.get(n)) is not None else 0 for n in nodes] or [0] * len(reference)
     names = [n.name for n in nodes] or [f"output_{n}" for n in range(len(reference))]

@@ -1,4 +1,4 @@
-"""The fixed-point quantizer on numpy arrays in float64: the definition that the ONNX emitters reason with.
+"""The fixed-point quantizer on numpy arrays in float64: what the operator `FixedPoint` executes and the hls4ml importer reasons with.
 
 Exact while codes stay below 2^53; rounding and overflow follow AMD UG1399 (ap_fixed) with the tie rules of `formats`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "is_zero_width", "overflow_codes", "quantize_array", "round_codes"]
+__all__ = ["Array", "holds_only_zero", "is_zero_width", "overflow_codes", "quantize_array", "round_codes"]
 
 Array = npt.NDArray[np.float64]
 
@@ -24,6 +24,12 @@ def quantize_array(x: npt.ArrayLike, k: npt.ArrayLike, i: npt.ArrayLike, f: npt.
 def is_zero_width(k: Array, i: Array, f: Array) -> npt.NDArray[np.bool_]:
     """Where the format holds nothing but 0: W <= 0 or B < 0."""
     return np.asarray((k + i + f <= 0) | (i + f < 0))
+
+
+def holds_only_zero(k: Array, i: Array, f: Array, overflow: str) -> npt.NDArray[np.bool_]:
+    """Where nothing but 0 can come out: no width, or one signed bit without its only other code -1 (SAT_SYM)."""
+    empty = is_zero_width(k, i, f)
+    return np.asarray(empty | ((k == 1) & (i + f == 0))) if overflow == "SAT_SYM" else empty
 
 
 def round_codes(s: Array, rounding: str) -> Array:

@@ -10,19 +10,20 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from pquant_fx.errors import InputError, Problem
-from pquant_fx.graph.analysis import IDENTITIES, FormatMap, analyse, sample_shape
+from pquant_fx.graph.analysis import FormatMap, analyse, sample_shape
 from pquant_fx.graph.constants import live_nodes
-from pquant_fx.graph.dialect import Quantizer, module_of
+from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of
 from pquant_fx.graph.info import place
 from pquant_fx.graph.interval_codes import dyadic, quantize_codes, quantize_real
 from pquant_fx.graph.interval_quantizer import formats_of
+from pquant_fx.graph.values import output_of
+from pquant_fx.lower.exact_forward import FLOAT64_BITS
 from pquant_fx.lower.integer_ops import OPERATORS, SUMS_OF_PRODUCTS, Codes, from_real, real
 
 __all__ = ["Codes", "IntegerInterpreter", "real"]
 
 _BLOCK = 1 << 23
 """Elements of the widest value held at once: samples are run in blocks of that size."""
-_FLOAT64_BITS = 53
 
 Value = Codes | NDArray[np.float64]
 
@@ -38,7 +39,7 @@ class IntegerInterpreter:
         self.formats = analyse(gm) if formats is None else formats
         self.formats.require()
         self._inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        self._output = next(n for n in gm.graph.nodes if n.op == "output")
+        self._output = output_of(gm)
         self._constants: dict[Node, Codes] = {}
         self._steps: list[Node] = []
         live = live_nodes(gm)
@@ -92,7 +93,7 @@ class IntegerInterpreter:
     def _step(self, node: Node, state: dict[Node, Value]) -> Value:
         module = module_of(self.gm, node)
         if isinstance(module, Quantizer):
-            return self._quantized(node, module, state[_first(node)])
+            return _quantized(module, state[_first(node)])
         if isinstance(module, IDENTITIES):
             return state[_first(node)]
         args: Any = map_arg((*node.args, *node.kwargs.values()), cast(Any, state.__getitem__))
@@ -100,17 +101,8 @@ class IntegerInterpreter:
             return _moved(node, state)
         if node.target in SUMS_OF_PRODUCTS:
             sums = self.formats.accumulators[node]
-            return SUMS_OF_PRODUCTS[node.target](sums.bits <= _FLOAT64_BITS, *args)
+            return SUMS_OF_PRODUCTS[node.target](sums.bits <= FLOAT64_BITS, *args)
         return OPERATORS[node.target](*args)  # type: ignore[index]
-
-    def _quantized(self, node: Node, module: Quantizer, x: Value) -> Codes:
-        shape = x.codes.shape[1:] if isinstance(x, Codes) else x.shape[1:]
-        formats = formats_of(module, shape, data=True).compact()
-        if isinstance(x, Codes):
-            own = quantize_codes(x.codes, x.f, formats, module.rounding, module.overflow)
-        else:
-            own = quantize_real(x, formats, module.rounding, module.overflow)
-        return Codes(own << formats.spread(), formats.lsb)
 
     def _constant(self, node: Node) -> Codes:
         """A parameter value as codes; a quantizer on it is computed here, not taken from torch."""
@@ -150,6 +142,16 @@ class IntegerInterpreter:
         if problems:
             raise InputError(problems)
         return arrays
+
+
+def _quantized(quantizer: Quantizer, x: Value) -> Codes:
+    shape = x.codes.shape[1:] if isinstance(x, Codes) else x.shape[1:]
+    formats = formats_of(quantizer, shape, data=True).compact()
+    if isinstance(x, Codes):
+        own = quantize_codes(x.codes, x.f, formats, quantizer.rounding, quantizer.overflow)
+    else:
+        own = quantize_real(x, formats, quantizer.rounding, quantizer.overflow)
+    return Codes(own << formats.spread(), formats.lsb)
 
 
 def _first(node: Node) -> Node:

@@ -59,10 +59,12 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
+        """Whether every requested engine ran and gave the reference's bits."""
         return all(row.different == 0 for row in self.rows)
 
     @property
     def table(self) -> str:
+        """One line an engine, as text."""
         lines = [f"{'engine':28s} {'samples':>8s} {'different':>10s} {'max lsb':>8s} {'seconds':>8s}"]
         for row in self.rows:
             different = "not run" if row.different is None else str(row.different)
@@ -87,7 +89,7 @@ def compare_engines(reference: Values, lsbs: Sequence[int], names: Sequence[str]
         try:
             values = run()
         except PQuantError as error:
-            rows.append(EngineRow(engine, None, 0.0, time.perf_counter() - start, str(error).replace("\n", " ")))
+            rows.append(EngineRow(engine, None, 0.0, time.perf_counter() - start, " ".join(str(error).split())))
             continue
         except Exception as error:  # an engine of other people: whatever it raises is a finding, not a crash of the report
             rows.append(EngineRow(engine, None, 0.0, time.perf_counter() - start, f"{type(error).__name__}: {error}"))

@@ -59,15 +59,18 @@ class MagnitudeMask(Mask):
 
     @property
     def is_frozen(self) -> bool:
+        """Whether `freeze` was called; a Python mirror of the buffer `fixed`, so that forward needs no synchronisation."""
         return self._fixed
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight, of the weight's shape."""
         if self.regrow and not self._fixed:
             dense: Tensor = _DenseMask.apply(weight, self.mask)  # type: ignore[no-untyped-call]
             return dense
         return weight * self.mask
 
     def sparsity(self) -> Tensor:
+        """Fraction of weights that are masked, a 0-d tensor; 0 for an empty weight."""
         return (self.mask == 0).float().mean() if self.mask.numel() else torch.zeros((), device=self.mask.device)
 
     def update(self, weight: Tensor, sparsity: float) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import CalibrationError, Problem
-from pquant_fx.graph.dialect import Quantizer, module_of
+from pquant_fx.graph.constants import evaluating
+from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
 from pquant_fx.graph.info import place
 from pquant_fx.quantize.lsb import bias_fractions
 from pquant_fx.quantize.observers import Observer
@@ -38,7 +39,7 @@ def calibrate(gm: GraphModule, batches: Iterable[Any]) -> int:
     _refuse_bad_parameters(gm)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluation(gm))
+        stack.enter_context(evaluating(gm))
         observed = stack.enter_context(_observers(gm))
         values = stack.enter_context(_followed_values(gm))
         seen = _run(gm, batches, observed)
@@ -125,26 +126,14 @@ def _keeper(values: dict[str, Tensor], path: str) -> Callable[[nn.Module, tuple[
     return keep
 
 
-@contextmanager
-def _evaluation(gm: GraphModule) -> Iterator[None]:
-    training = [m for m in gm.modules() if m.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _refuse_bad_parameters(gm: GraphModule) -> None:
     found: dict[str, tuple[Node, Tensor]] = {}
     for node in gm.graph.nodes:
-        if node.op == "get_attr" and str(node.target) not in found:
-            owner, _, name = str(node.target).rpartition(".")
-            value = getattr(gm.get_submodule(owner), name)
+        path = str(node.target)
+        if node.op == "get_attr" and path not in found:
+            value = attribute_at(gm, path)
             if isinstance(value, Tensor) and value.is_floating_point():
-                found[str(node.target)] = (node, value.detach().isfinite().all())
+                found[path] = (node, value.detach().isfinite().all())
     _refuse(list(found.values()), "parameter '{}' holds NaN or infinity", "load an undamaged checkpoint before calibrating")
 
 

@@ -9,8 +9,18 @@ from pquant_fx.errors import ConfigError, PQuantError, Problem
 from pquant_fx.formats import OverflowMode, overflow_mode, rounding_mode
 from pquant_fx.quantize.kernel import Bits, as_bits, quantize_value, round_value, widened
 
-__all__ = ["INTEGER_BITS_LIMIT", "exact_width", "fixed_point", "integer_bits", "quantize_value", "round_value"]
+__all__ = [
+    "EXPONENT_LIMIT",
+    "INTEGER_BITS_LIMIT",
+    "exact_width",
+    "fixed_point",
+    "integer_bits",
+    "quantize_value",
+    "require_exact",
+    "round_value",
+]
 
+EXPONENT_LIMIT = 126  # |i| and |f| up to which 2^i and 2^-f are normal float32 numbers
 INTEGER_BITS_LIMIT = 100  # |i| of a format derived from data: with W <= 24 every scale stays a normal float32
 
 
@@ -33,13 +43,20 @@ def fixed_point(
     _check_shapes(x, (k, i, f) if noise is None else (k, i, f, noise))
     if not (torch.compiler.is_compiling() or any(_traced(t) for t in (x, k, i, f))):
         _check_format(widened(x), k, i, f, over_mode)
-        _check_values(widened(x), k, i, f, over_mode)
+        _check_values(widened(x), f, over_mode)
     return quantize_value(x, k, i, f, round_mode, over_mode, True, noise=noise)
 
 
 def exact_width(dtype: torch.dtype) -> int:
     """Stored bits up to which every code is exact in `dtype`'s arithmetic here: 53 for float64, else 24."""
     return 53 if dtype == torch.float64 else 24
+
+
+def require_exact(width: int, dtype: torch.dtype) -> None:
+    """Raise ConfigError (PQ306) when values of `dtype` can not hold codes of that many bits."""
+    if width > exact_width(dtype):
+        what = f"{width} bits are more than a {dtype} value holds exactly ({exact_width(dtype)})"
+        raise ConfigError(Problem("PQ306", what, "use the model in float64 (`model.double()`, `x.double()`), or fewer bits"))
 
 
 def _traced(value: Bits) -> bool:
@@ -63,7 +80,7 @@ def _check_format(x: Tensor, k: Bits, i: Bits, f: Bits, overflow: OverflowMode) 
         raise ConfigError(Problem("PQ306", "the sign bit k is neither 0 nor 1", "k is 1 for signed and 0 for unsigned values"))
     if overflow == "WRAP_SM" and bool((sign == 0).any()):
         raise ConfigError(Problem("PQ306", "WRAP_SM is defined for signed formats only", "use k=1, or overflow='WRAP'"))
-    limit = 1022 if x.dtype == torch.float64 else 126
+    limit = 1022 if x.dtype == torch.float64 else EXPONENT_LIMIT
     for name, bits in (("i", integer), ("f", fraction)):
         if not bool((bits.abs() <= limit).all()):
             remedy = f"keep {name} within -{limit} .. {limit}, or use `x.double()`"
@@ -79,7 +96,7 @@ def _check_format(x: Tensor, k: Bits, i: Bits, f: Bits, overflow: OverflowMode) 
         )
 
 
-def _check_values(x: Tensor, k: Bits, i: Bits, f: Bits, overflow: OverflowMode) -> None:
+def _check_values(x: Tensor, f: Bits, overflow: OverflowMode) -> None:
     if bool(x.isnan().any()):
         raise PQuantError(Problem("PQ305", "x holds NaN, which no format can represent", "remove NaN before quantizing"))
     if overflow in ("SAT", "SAT_SYM"):

@@ -46,6 +46,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, k: Tensor, i: Tensor, f: Tensor, overflow: OverflowMode) -> Grid:
+        """The constants of the format k, i, f in their dtype; fractional bits are rounded half to even."""
         i, f = i.round(), f.round()
         top, step, bits = i.exp2(), (-f).exp2(), i + f
         valid = ((k + bits > 0) & (bits >= 0)).to(top.dtype)
@@ -217,8 +218,10 @@ def round_value(x: Tensor, f: Bits, rounding: RoundingMode, training: bool = Fal
 
 
 def widened(x: Tensor) -> Tensor:
+    """`x` in the type that it is computed in: float32 for half and bfloat16, which hold 11 and 8 bits only."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def as_bits(value: Bits, x: Tensor) -> Tensor:
+    """A bit count as a tensor of x's dtype, without a copy from the host where it is a tensor already."""
     return value.to(x.dtype) if isinstance(value, Tensor) else torch.full((), float(value), dtype=x.dtype, device=x.device)

@@ -14,18 +14,18 @@ from math import frexp, prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.dialect import Op, Quantizer, module_of, op_of
+from pquant_fx.graph.dialect import IDENTITIES, Op, Quantizer, module_of, op_of
 from pquant_fx.graph.info import info
+from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT
 from pquant_fx.quantize.quantizers import AccumulatorQuantizer
 
 __all__ = ["bias_fractions", "fraction_bits"]
 
 _ALIGNED = ("add", "sub", "maximum", "minimum", "neg", "sum", "relu")
 _PRODUCTS = ("mul", "matmul")
-_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _MOST = 60  # constants with more fraction bits (0.1 has 55) count as real numbers
 _FALLBACK_WIDTH = 16
 Bits = dict[Node, float | None]
@@ -58,7 +58,7 @@ def bias_fractions(gm: GraphModule, values: Mapping[str, Tensor]) -> dict[str, T
             path = str(operand.target)
             if path not in values:
                 continue
-            wanted = _wanted(gm, node, op, operand, bits, values).clamp(-126, 126)
+            wanted = _wanted(gm, node, op, operand, bits, values).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
             found[path] = torch.maximum(found[path], wanted) if path in found else wanted
     return found
 
@@ -97,7 +97,7 @@ def _of(gm: GraphModule, node: Node, found: Bits, values: Mapping[str, Tensor]) 
     if isinstance(module, Quantizer):
         f = _format_f(gm, node, values)
         return None if f is None else float(f.max())
-    if isinstance(module, _TRANSPARENT):
+    if isinstance(module, IDENTITIES):
         return _operand(node.args[0], found)
     op = op_of(node)
     return None if op is None else _result(node, op, found)

@@ -33,6 +33,7 @@ class Observer:
 
     @property
     def seen(self) -> bool:
+        """Whether any value was."""
         return self._low is not None
 
     @property

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from pquant_fx.errors import CalibrationError, ConfigError, PQuantError, Problem
-from pquant_fx.formats import OverflowMode, RoundingMode, overflow_mode, rounding_mode
+from pquant_fx.formats import OverflowMode, RoundingMode, evaluation_mode, overflow_mode, rounding_mode
 from pquant_fx.graph.dialect import Quantizer
-from pquant_fx.quantize.fixed_point import exact_width, integer_bits
+from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT, integer_bits, require_exact
 from pquant_fx.quantize.kernel import Bits, quantize_value, round_value, widened
 from pquant_fx.quantize.observers import METHODS, Observer, make_observer
-from pquant_fx.quantize.rounding import evaluation_mode, is_stochastic, round_codes
+from pquant_fx.quantize.rounding import is_stochastic, round_codes
 from pquant_fx.quantize.static import FixedQuantizer, FormatBuffers
 
 __all__ = ["AccumulatorQuantizer", "CalibratedQuantizer", "DynamicQuantizer", "FixedQuantizer"]
@@ -26,8 +26,6 @@ class CalibratedQuantizer(FixedQuantizer):
     signed: k; None leaves it to the data: unsigned iff `non_negative` (the producer can not be negative) and no value
     was. method: minmax, ema, percentile, mse. safety_bits: extra integer bits, by default 1 for WRAP and WRAP_SM, else 0.
     """
-
-    needs_data = True
 
     def __init__(
         self,
@@ -57,6 +55,7 @@ class CalibratedQuantizer(FixedQuantizer):
         self._observer = observer
 
     def new_observer(self) -> Observer:
+        """An observer of this quantizer's method and group shape that has seen nothing."""
         return make_observer(self.method, self.shape, self.percentile)
 
     def format_for(self, observer: Observer) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,6 +70,7 @@ class CalibratedQuantizer(FixedQuantizer):
         return k, i, self.width - k - i
 
     def forward(self, x: Tensor) -> Tensor:
+        """q(x), of x's shape; x itself while an observer looks on or no format is set."""
         if self._observer is not None:
             self._observer.update(x)
             return x
@@ -111,9 +111,8 @@ class DynamicQuantizer(Quantizer):
         return k, i, self.width - 1 - i
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.width > exact_width(x.dtype):
-            what = f"{self.width} bits are more than a {x.dtype} value holds exactly ({exact_width(x.dtype)})"
-            raise ConfigError(Problem("PQ306", what, "use the model in float64 (`model.double()`), or fewer bits"))
+        """q(x), of x's shape. Raises ConfigError (PQ306) when the width is more than x's dtype holds exactly."""
+        require_exact(self.width, x.dtype)
         return quantize_value(x, *self.kif(x), self.rounding, self.overflow, self.training, straight=True)
 
     def frozen(self, x: Tensor) -> FixedQuantizer:
@@ -175,6 +174,7 @@ class AccumulatorQuantizer(FormatBuffers):
         return torch.ones_like(i), i, self.f
 
     def forward(self, x: Tensor) -> Tensor:
+        """x rounded to multiples of 2^-f; x itself while f is not set, and during calibration."""
         return round_value(x, self.f, self.rounding, self.training) if self._calibrated and not self._bypassed else x
 
     def frozen(self, x: Tensor) -> FixedQuantizer:
@@ -195,8 +195,10 @@ class AccumulatorQuantizer(FormatBuffers):
 
     def _checked(self, f: Tensor) -> Tensor:
         f = f.detach().round().clone()
-        if not bool((f.abs() <= 126).all()):
-            raise ConfigError(Problem("PQ306", "f is not a number within -126 .. 126", "choose another accumulator format"))
+        if not bool((f.abs() <= EXPONENT_LIMIT).all()):
+            raise ConfigError(
+                Problem("PQ306", f"f is not a number within -{EXPONENT_LIMIT} .. {EXPONENT_LIMIT}", "choose another accumulator format")
+            )
         return f
 
 
@@ -216,7 +218,7 @@ def _settled(i: Tensor, zero: Tensor) -> Tensor:
 
 
 def _widened_to_wrap(i: Tensor, high: Tensor, k: Tensor, width: int, rounding: RoundingMode, overflow: OverflowMode) -> Tensor:
-    """One more integer bit where `high` would round beyond the largest code and not saturate (A power of two would wrap)."""
+    """One more integer bit where `high` would round beyond the largest code and not saturate (a power of two would wrap)."""
     if overflow in ("SAT", "SAT_SYM"):
         return i
     magnitude_bits = width - k

@@ -10,20 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pquant_fx.formats import RoundingMode
+from pquant_fx.formats import RoundingMode, evaluation_mode
 
-__all__ = ["evaluation_mode", "is_stochastic", "round_codes"]
+__all__ = ["is_stochastic", "round_codes"]
 
 
 def is_stochastic(mode: RoundingMode) -> bool:
+    """Whether training rounds by chance in this mode."""
     return mode in ("S_RND", "S_RND_CONV")
-
-
-def evaluation_mode(mode: RoundingMode) -> RoundingMode:
-    """The deterministic mode that a stochastic one stands for outside training: S_RND -> RND, S_RND_CONV -> RND_CONV."""
-    if mode == "S_RND":
-        return "RND"
-    return "RND_CONV" if mode == "S_RND_CONV" else mode
 
 
 def round_codes(x: Tensor, scale: Tensor, mode: RoundingMode, noise: Tensor | None = None) -> Tensor:

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from pquant_fx.errors import CalibrationError, ConfigError, Problem
-from pquant_fx.formats import overflow_mode, rounding_mode
+from pquant_fx.formats import evaluation_mode, overflow_mode, rounding_mode
 from pquant_fx.graph.dialect import Quantizer
-from pquant_fx.quantize.fixed_point import exact_width
+from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT, require_exact
 from pquant_fx.quantize.kernel import Bits, Grid, quantize_value
-from pquant_fx.quantize.rounding import evaluation_mode
 
-__all__ = ["FixedQuantizer", "FormatBuffers"]
-
-_EXPONENT_LIMIT = 126
+__all__ = ["FixedQuantizer", "FormatBuffers", "format_text"]
 
 
 class FormatBuffers(Quantizer):
@@ -25,10 +22,7 @@ class FormatBuffers(Quantizer):
 
     The buffers may change shape when a format is set (a scalar placeholder becomes one entry a channel), so loading a
     state takes over the stored shapes. `calibrated` is a Python mirror of `known`: no synchronisation in forward.
-    `needs_data`: whether the format has to come from data.
     """
-
-    needs_data: bool = False
 
     known: Tensor
     names: tuple[str, ...] = ()
@@ -134,12 +128,14 @@ class FixedQuantizer(FormatBuffers):
         return self.k, self.i, self.f
 
     def forward(self, x: Tensor) -> Tensor:
-        """q(x), of x's shape; x itself while no format is set."""
+        """q(x), of x's shape; x itself while no format is set.
+
+        Raises ConfigError (PQ306) when the widest format that saturates is more than x's dtype holds exactly.
+        """
         if not self._calibrated:
             return x
-        if self._widest > exact_width(x.dtype) and self.saturates:
-            what = f"{self._widest} bits are more than a {x.dtype} value holds exactly ({exact_width(x.dtype)})"
-            raise ConfigError(Problem("PQ306", what, "use the model in float64 (`model.double()`, `x.double()`), or fewer bits"))
+        if self.saturates:
+            require_exact(self._widest, x.dtype)
         grid = None if torch.compiler.is_compiling() else self._grid(x)
         return quantize_value(x, self.k, self.i, self.f, self.rounding, self.overflow, self.training, grid=grid)
 
@@ -189,8 +185,8 @@ class FixedQuantizer(FormatBuffers):
             what = "the sign bit k is neither 0 nor 1"
         elif self.overflow == "WRAP_SM" and bool((k == 0).any()):
             what = "WRAP_SM is defined for signed formats only"
-        elif not bool(((i.abs() <= _EXPONENT_LIMIT) & (f.abs() <= _EXPONENT_LIMIT)).all()):
-            what = f"i or f is not a number within -{_EXPONENT_LIMIT} .. {_EXPONENT_LIMIT}"
+        elif not bool(((i.abs() <= EXPONENT_LIMIT) & (f.abs() <= EXPONENT_LIMIT)).all()):
+            what = f"i or f is not a number within -{EXPONENT_LIMIT} .. {EXPONENT_LIMIT}"
         elif bool((k + i + f > 53).any()):
             what = "a format is wider than 53 bits, the most that float64 holds exactly"
         if what is not None:

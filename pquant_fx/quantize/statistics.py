@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pquant_fx.graph.constants import evaluating
 from pquant_fx.graph.dialect import BatchStatistics, module_of
+from pquant_fx.graph.exactness import lacks_variance
 
 __all__ = ["measured_statistics"]
 
@@ -27,22 +29,15 @@ def measured_statistics(gm: GraphModule, batches: Sequence[Any]) -> Iterator[Non
     fresh = [(module, buffers) for module, buffers in _statistics(gm) if int(buffers[2]) == 0]
     saved = [(b, b.clone()) for _, buffers in fresh for b in buffers]
     momenta = [(module, module.momentum) for module, _ in fresh]
-    modes = {m: m.training for m in gm.modules()}
     try:
         if fresh:
-            for m in modes:
-                m.training = False
-            for module, _ in momenta:
-                module.training, module.momentum = True, None  # None: the plain average over batches
-            with torch.no_grad():
+            with evaluating(gm), torch.no_grad():
+                for module, _ in momenta:
+                    module.training, module.momentum = True, None  # None: the plain average over batches
                 for batch in batches:
                     _run(gm, batch)
-            for m, mode in modes.items():
-                m.training = mode
         yield
     finally:
-        for m, mode in modes.items():
-            m.training = mode
         for module, momentum in momenta:
             module.momentum = momentum
         with torch.no_grad():
@@ -54,7 +49,7 @@ def _run(gm: GraphModule, batch: Any) -> None:
     try:
         gm(*(batch if isinstance(batch, tuple | list) else (batch,)))
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if not lacks_variance(error):
             raise
 
 

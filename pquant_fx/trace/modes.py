@@ -67,9 +67,11 @@ def join_modes(trained: Recorder, evaluated: Recorder) -> tuple[Graph, dict[str,
     """The graph of both modes, and the modules of ours that it calls, by path.
 
     Dropout called in training only becomes a dropout module; functions with a `training` argument become `ByMode`.
-    Raises TraceError (PQ104) at the first other difference.
+    Raises TraceError: PQ104 at the first other difference, PQ105 for an unused call that moves statistics which others read.
     """
-    _sweep(trained.graph)
+    lost = _lost_statistics(trained.graph, _sweep(trained.graph), trained.root)
+    if lost:
+        raise TraceError(lost)
     _sweep(evaluated.graph)
     pairs = _Alignment(trained, evaluated)
     pairs.run()
@@ -199,7 +201,28 @@ def _difference(t: Node | None, e: Node | None) -> Problem:
     return Problem("PQ104", what, "use a module that knows its mode (nn.Dropout), or keep the class whole: leaves=(TheClass,)", where)
 
 
-def _sweep(graph: Graph) -> None:
+def _sweep(graph: Graph) -> list[Node]:
+    """Drop what no output depends on; returns the calls among it, in no use any more but to be read."""
+    dropped = []
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
+            dropped.append(node)
+    return [n for n in dropped if n.op.startswith("call")]
+
+
+def _lost_statistics(graph: Graph, dropped: list[Node], root: nn.Module) -> list[Problem]:
+    """In training, a normalisation whose result is unused still moves its running statistics: fine, if nobody else reads them."""
+    moved = {node: found for node in dropped if (found := _running_statistics(node, root))}
+    read = set[int]().union(*(_running_statistics(n, root) for n in graph.nodes)) if moved else set[int]()
+    what = "the result of this normalisation is not used, but in training it moves statistics that another call reads"
+    remedy = "delete the unused call, or return its result as well"
+    return [Problem("PQ105", what, remedy, place(node)) for node, found in moved.items() if found & read]
+
+
+def _running_statistics(node: Node, root: nn.Module) -> set[int]:
+    """The identities of the running means that `node` moves in training."""
+    if node.op == "call_module":
+        norms = [m for m in root.get_submodule(str(node.target)).modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        return {id(m.running_mean) for m in norms if m.running_mean is not None}
+    return set()

@@ -36,7 +36,9 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, epoch: int) -> Iterator[Batch]: ...
+    def read(self, epoch: int) -> Iterator[Batch]:
+        """The batches of the 0-based epoch, on the model's device."""
+        ...
 
 
 _LEAST = 64  # samples a batch below which cutting costs more than it saves
@@ -58,12 +60,14 @@ class ResidentBatches:
 
     @property
     def samples(self) -> int:
+        """Samples in all, along axis 0 of every tensor."""
         return len(self.inputs[0])
 
     def __len__(self) -> int:
         return len(self._cuts())
 
     def read(self, epoch: int) -> Iterator[Batch]:
+        """The batches of the 0-based epoch; its order follows from the seed and the epoch alone."""
         order = None
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed + epoch)
@@ -95,6 +99,7 @@ class StreamedBatches:
         return self.count
 
     def read(self, epoch: int) -> Iterator[Batch]:
+        """The batches in the source's own order. Raises TrainingError (PQ410) for an item that is no pair (x, y) of samples."""
         for item in self.source:
             x, y = _pair(item)
             inputs, target = tree_map(self._move, self.arrange(x)), tree_map(self._move, y)

@@ -21,7 +21,7 @@ def default_loss(output: Any, target: Any) -> Tensor:
     """Cross entropy over axis 1 for integer targets, else mean squared error; mean over the batch.
 
     Raises TrainingError: PQ412 when output or target is no tensor, PQ410 when their shapes do not belong together
-    (torch would broadcast (N,) against (N, 1) to N x N and train on nonsense).
+    (torch would broadcast (N,) against (N, 1) to N x N and train on nonsense) or a class number has no output.
     """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         found = f"output is a {type(output).__name__}, the target a {type(target).__name__}"
@@ -37,7 +37,12 @@ def default_loss(output: Any, target: Any) -> Tensor:
         return F.mse_loss(output, target)
     if not is_classification(output, target):
         raise TrainingError(Problem("PQ410", _shapes(output, target), "give one class number a sample (shape (N,)), or pass loss="))
-    return F.cross_entropy(output, target.long())
+    try:
+        return F.cross_entropy(output, target.long())
+    except IndexError:  # on the CPU; a GPU reports it in its own way, and looking first would make every step wait for it
+        what = f"the class numbers go from {int(target.min())} to {int(target.max())}, the model has {output.shape[1]} outputs"
+        remedy = f"number the classes 0 to {output.shape[1] - 1}, or give the last layer one output a class"
+        raise TrainingError(Problem("PQ410", what, remedy)) from None
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:

@@ -43,16 +43,20 @@ class Plan:
 
     @property
     def epochs(self) -> int:
+        """Epochs of the whole training."""
         return self.pretraining + self.training + self.fine_tuning
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
     def epochs_of(self, stage: Stage) -> int:
+        """Epochs of one stage; of all rounds together for training."""
         return {"pretraining": self.pretraining, "training": self.training, "fine_tuning": self.fine_tuning}[stage]
 
     def steps_of(self, stage: Stage) -> int:
+        """Optimizer steps of one stage."""
         return self.epochs_of(stage) * self.steps_per_epoch
 
     def stage_at(self, epoch: int) -> tuple[Stage, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pquant_fx.config import Config, MagnitudePruning
-from pquant_fx.graph.dialect import Mask, module_of
+from pquant_fx.graph.dialect import Mask, attribute_at, module_of
 from pquant_fx.prune.magnitude import MagnitudeMask, cubic_sparsity, update_globally
 from pquant_fx.train.events import Event, Listener, StageEnd, StageStart, StepEnd
 
@@ -128,7 +128,6 @@ def _share(gm: GraphModule, masks: Sequence[tuple[Mask, str]]) -> float:
 
 def _weight(gm: GraphModule, path: str) -> Tensor:
     """The tensor of today: `.to()` and `load_state_dict(assign=True)` may have replaced yesterday's."""
-    owner, _, name = path.rpartition(".")
-    found = getattr(gm.get_submodule(owner), name)
+    found = attribute_at(gm, path)
     assert isinstance(found, Tensor)
     return found

@@ -1,13 +1,4 @@
-"""The own-loop door: two extra lines drive every schedule of the compression.
-
-with pq.session(model, epochs=20, steps_per_epoch=len(loader)) as s:
-    for epoch in range(20):
-        for x, y in loader:
-            loss = criterion(model(x), y) + s.loss()
-            optimizer.zero_grad(); loss.backward(); optimizer.step()
-            s.step()
-        print(s.epoch_end())
-"""
+"""The own-loop door: two extra lines drive every schedule of the compression (see `session`)."""
 
 from __future__ import annotations
 
@@ -157,7 +148,15 @@ class Session:
 
 
 def session(model: nn.Module, epochs: int, steps_per_epoch: int) -> Session:
-    """A session for a loop of one's own, see the top of this file.
+    """A session for a training loop of one's own, which gets two extra lines.
+
+        with pq.session(model, epochs=20, steps_per_epoch=len(loader)) as s:
+            for epoch in range(20):
+                for x, y in loader:
+                    loss = criterion(model(x), y) + s.loss()  # what the compression adds
+                    optimizer.zero_grad(); loss.backward(); optimizer.step()
+                    s.step()  # schedules move on
+                print(s.epoch_end())
 
     model: a compiled model, also inside DistributedDataParallel or torch.compile. epochs: of the whole training, of which
     `pretraining_epochs` and `fine_tuning_epochs` come from the model's configuration. steps_per_epoch: optimizer steps.

@@ -100,6 +100,7 @@ class Builder:
         return name
 
     def put(self, op: Op, layer: str, stored: Shape, order: Ints, range: Range) -> None:
+        """The output of `op` is what `layer` stores, in that order."""
         self.values[op.output] = Stored(layer, stored, order, op.shape, range)
 
     def alias(self, op: Op, order: Ints, range: Range) -> None:
@@ -157,7 +158,7 @@ class Builder:
 
 def quantizer_type(op: Quantize) -> str:
     """The HLS type of a quantizer with one format."""
-    return hls_type(FixedFormat(int(op.k.flat[0]), int(op.i.flat[0]), int(op.f.flat[0])), op.rounding, op.overflow)
+    return hls_type(op.format, op.rounding, op.overflow)
 
 
 def _splits(shape: Shape) -> list[Shape]:

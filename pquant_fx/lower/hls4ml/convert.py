@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.lower.hls4ml.builder import Plan
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["HlsProject", "check", "to_hls4ml"]
-
-IoType = Literal["io_parallel", "io_stream"]
 
 
 def to_hls4ml(

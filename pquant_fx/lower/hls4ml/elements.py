@@ -17,6 +17,7 @@ _ONE = np.ones(())
 
 
 def affine(node: Node, source: str, output: str, shape: Shape, scale: Array, bias: Array, suffix: str = "") -> Affine:
+    """x * scale + bias of a node, both broadcast to `shape`. Raises LoweringError (PQ202) where they would enlarge the value."""
     if np.broadcast_shapes(shape, scale.shape, bias.shape) != shape:
         raise node.refuse("PQ202", f"{node.proto.op_type} makes its input larger by broadcasting", "expand the input before")
     scale, bias = np.broadcast_to(scale, shape), np.broadcast_to(bias, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from pquant_fx.lower.hls4ml.ranges import Range, affine_range
 from pquant_fx.lower.hls4ml.weighted import conv, dense, pool
 
 __all__ = ["plan_layers"]
+
+_STREAM_COPIES = 7  # of one stream, the most that hls4ml's clone_stream writes
 
 
 def plan_layers(net: Net, io_type: str) -> tuple[Plan, list[Problem]]:
@@ -40,11 +43,12 @@ def plan_layers(net: Net, io_type: str) -> tuple[Plan, list[Problem]]:
 
 
 def _fan_out(plan: Plan) -> list[Problem]:
-    """hls4ml copies a stream at most seven times."""
+    """A stream can be read once, so hls4ml copies it for its readers, and only so often."""
     readers = [name for layer in plan.layers for name in layer.get("inputs", ())]
     readers += dict.fromkeys(output.layer for _, output in plan.outputs)
-    many = [name for name in dict.fromkeys(readers) if readers.count(name) > 7]
-    return [Problem("PQ202", "the value feeds more than 7 streams", "use io_type='io_parallel'", Place(node=name)) for name in many]
+    many = [name for name, count in Counter(readers).items() if count > _STREAM_COPIES]
+    what = f"the value feeds more than {_STREAM_COPIES} streams"
+    return [Problem("PQ202", what, "use io_type='io_parallel'", Place(node=name)) for name in many]
 
 
 def _input(builder: Builder, op: Input, net: Net) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pquant_fx.errors import LoweringError, Place, Problem
-from pquant_fx.lower.fixed_point_numpy import is_zero_width
+from pquant_fx.formats import FixedFormat
+from pquant_fx.lower.fixed_point_numpy import holds_only_zero
 
 __all__ = [
     "Affine",
@@ -72,11 +73,15 @@ class Quantize(Op):
         return all(bool((t == t.flat[0]).all()) for t in (self.k, self.i, self.f))
 
     @property
+    def format(self) -> FixedFormat:
+        """The format of the first element, which is that of all when `scalar`."""
+        return FixedFormat(int(self.k.flat[0]), int(self.i.flat[0]), int(self.f.flat[0]))
+
+    @property
     def zero_width(self) -> npt.NDArray[np.bool_]:
-        """Where nothing but 0 survives; a one-bit signed SAT_SYM format has no code besides 0 either."""
+        """Where nothing but 0 can come out."""
         k, i, f = (t.astype(np.float64) for t in (self.k, self.i, self.f))
-        empty = is_zero_width(k, i, f)
-        return np.asarray(empty | ((k == 1) & (i + f == 0))) if self.overflow == "SAT_SYM" else empty
+        return holds_only_zero(k, i, f, self.overflow)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,9 +168,6 @@ class Net:
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
-
-    def producer(self) -> dict[str, Op]:
-        return {op.output: op for op in self.ops}
 
     def with_ops(self, ops: Sequence[Op]) -> Net:
         """The same net with other operations, those that nobody reads left out."""

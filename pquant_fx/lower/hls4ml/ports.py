@@ -106,4 +106,4 @@ def _passes(op: Op) -> bool:
 
 def quantizer_port(op: Quantize) -> Port:
     """The port of an input that only this quantizer (one format for all elements) reads."""
-    return Port(FixedFormat(int(op.k.flat[0]), int(op.i.flat[0]), int(op.f.flat[0])), op.rounding, op.overflow)
+    return Port(op.format, op.rounding, op.overflow)

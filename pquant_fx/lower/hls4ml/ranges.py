@@ -7,11 +7,13 @@ the bound of a shrunken SAT_SYM quantizer. Explicit types are exact and never wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from pquant_fx.formats import FixedFormat
+from pquant_fx.graph.interval_codes import dyadic
 from pquant_fx.lower.fixed_point_numpy import overflow_codes, quantize_array, round_codes
 from pquant_fx.lower.hls4ml.net import Array, Conv, Op, Pool, Quantize, refusal
 
@@ -46,13 +48,7 @@ class Range:
 
 def fraction_bits(values: Array) -> int:
     """The smallest f for which every value is an integer times 2^-f (0 for zeros)."""
-    nonzero = values[values != 0]
-    if nonzero.size == 0:
-        return 0
-    mantissa, exponent = np.frexp(nonzero)
-    codes = np.ldexp(mantissa, 53).astype(np.int64)
-    trailing = np.round(np.log2((codes & -codes).astype(np.float64))).astype(np.int64)
-    return int((53 - exponent - trailing).max())
+    return dyadic(values)[1]
 
 
 def dense_range(op: Op, x: Range, weight: Array, bias: Array) -> Range:
@@ -66,11 +62,10 @@ def conv_range(op: Conv, x: Range) -> Range:
     return _weighted(op, x, op.weight, bias, lambda value, w: _convolve(value, w, op.strides, op.pads))
 
 
-def _weighted(op: Op, x: Range, weight: Array, bias: Array, apply: object) -> Range:
+def _weighted(op: Op, x: Range, weight: Array, bias: Array, apply: Callable[[Array, Array], Array]) -> Range:
     f_weight = fraction_bits(weight)
     f = x.f + f_weight
     codes = np.ldexp(weight, f_weight)
-    assert callable(apply)
     largest = apply(np.maximum(np.abs(x.low), np.abs(x.high)), np.abs(codes))
     if not float(np.max(largest, initial=0.0)) < _EXACT:
         raise refusal("PQ303", "an accumulator needs more than 53 bits", "use fewer weight or activation bits", op.name)

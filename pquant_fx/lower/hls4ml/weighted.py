@@ -15,10 +15,6 @@ from pquant_fx.lower.hls4ml.ranges import Range, conv_range, dense_range, mean_r
 __all__ = ["conv", "dense", "pool"]
 
 
-def _constants(weight: Array, bias: Array) -> dict[str, str]:
-    return {"weight": constant_type(weight), "bias": constant_type(bias)}
-
-
 def dense(builder: Builder, op: Dense) -> None:
     """x @ weight + bias; on more than one axis it is a convolution with a window of one."""
     source = builder.values[op.inputs[0]]

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import LoweringError, Problem
-from pquant_fx.graph.analysis import IDENTITIES, FormatMap, analyse
+from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.constants import live_nodes
-from pquant_fx.graph.dialect import Quantizer, module_of, op_of
+from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of, op_of
 from pquant_fx.graph.info import place
+from pquant_fx.graph.values import output_of
 from pquant_fx.lower.onnx.graph import Dtype, OnnxGraph, Shape, Value
 from pquant_fx.lower.onnx.names import containers, input_name, node_name, output_names, parameter_name, sample_shapes
 from pquant_fx.lower.onnx.precision import FLOAT32_BITS, FLOAT64_BITS, is_fixed_point, value_bits, work_bits
@@ -67,7 +68,7 @@ class Emission:
         self._refuse_unsupported()
         self._shapes = sample_shapes(self.gm, self.formats.constants, 1 if isinstance(self._batch, str) else self._batch)
         inputs = self._inputs()
-        (output,) = (n for n in self.gm.graph.nodes if n.op == "output")
+        output = output_of(self.gm)
         returned = [(self._free_output(name), node) for name, node in output_names(output)]
         for name, node in returned:
             if node.op != "placeholder" and not self.is_constant(node):

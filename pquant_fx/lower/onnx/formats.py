@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.formats import OverflowMode, RoundingMode, evaluation_mode
 from pquant_fx.graph.dialect import Quantizer
-from pquant_fx.lower.fixed_point_numpy import Array, is_zero_width
+from pquant_fx.lower.fixed_point_numpy import Array, holds_only_zero
 
-__all__ = ["QuantizerFormat", "format_of"]
-
-_EVALUATION: dict[RoundingMode, RoundingMode] = {"S_RND": "RND", "S_RND_CONV": "RND_CONV"}
+__all__ = ["QuantizerFormat", "compact", "format_of"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,8 @@ class QuantizerFormat:
 
     @property
     def zero(self) -> npt.NDArray[np.bool_]:
-        """W <= 0, B < 0, and one signed bit without its only code -1 (SAT_SYM)."""
-        bipolar = (self.k == 1) & (self.i + self.f == 0)
-        return np.asarray(is_zero_width(self.k, self.i, self.f) | (bipolar & (self.overflow == "SAT_SYM")))
+        """Where nothing but 0 can come out."""
+        return holds_only_zero(self.k, self.i, self.f, self.overflow)
 
     @property
     def width(self) -> Array:
@@ -61,7 +58,7 @@ def format_of(quantizer: Quantizer, value: Any = None) -> QuantizerFormat:
     with torch.no_grad():
         arrays = [np.rint(t.detach().cpu().double().numpy()) for t in quantizer.kif(value)]
     k, i, f = np.broadcast_arrays(*arrays)
-    return QuantizerFormat(k, i, f, _EVALUATION.get(quantizer.rounding, quantizer.rounding), quantizer.overflow)
+    return QuantizerFormat(k, i, f, evaluation_mode(quantizer.rounding), quantizer.overflow)
 
 
 def compact(array: npt.ArrayLike) -> Array:

@@ -1,7 +1,7 @@
 """One emitter per operator of the dialect, shared by the QONNX and the plain ONNX file: graph node -> ONNX nodes.
 
 An emitter writes the standard operator; where a value is computed in double and onnxruntime has no double kernel
-(Conv, AveragePool), `onnx_wide` takes over.
+(Conv, AveragePool), `wide` takes over.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from pquant_fx.graph.interval_arrays import pool_geometry
-from pquant_fx.lower.onnx import wide as onnx_wide
+from pquant_fx.lower.onnx import wide
 from pquant_fx.lower.onnx.emission import Emission, Emit, numbers
 from pquant_fx.lower.onnx.graph import Value
 
-__all__ = ["TABLE", "mean_as_pool"]
+__all__ = ["TABLE", "mean_as_pool", "padded_avg_pool"]
 
 
 def _linear(e: Emission, node: Node) -> Value:
@@ -35,7 +35,7 @@ def _linear(e: Emission, node: Node) -> Value:
 def _conv(e: Emission, node: Node) -> Value:
     x, weight, bias, stride, padding, dilation, groups = node.args
     if e.compute(node) == "float64":
-        return onnx_wide.conv(e, node)
+        return wide.conv(e, node)
     inputs = [e.data(node, a) for a in (x, weight, bias) if a is not None]
     return e.result(
         node,
@@ -85,7 +85,7 @@ def _max_pool(e: Emission, node: Node) -> Value:
     x = e.data(node, node.args[0])
     pads = pool_geometry(_spatial(x, kernel), kernel, stride, padding, dilation, bool(node.args[5]))
     if any(end >= k for (_, end), k in zip(pads, kernel)):
-        x = onnx_wide.padded(e, node, x, pads, float("-inf"))
+        x = wide.padded(e, node, x, pads, float("-inf"))
         pads, padding = [(0, 0)] * len(kernel), [0] * len(kernel)
     attributes: dict[str, Any] = {
         "ceil_mode": 0,
@@ -99,7 +99,7 @@ def _max_pool(e: Emission, node: Node) -> Value:
 
 def _avg_pool(e: Emission, node: Node) -> Value:
     if e.compute(node) == "float64":
-        return onnx_wide.avg_pool(e, node)
+        return wide.avg_pool(e, node)
     x = e.data(node, node.args[0])
     kernel, stride, padding = (numbers(a) for a in node.args[1:4])
     include = int(bool(node.args[5]))
@@ -113,6 +113,17 @@ def _avg_pool(e: Emission, node: Node) -> Value:
         "strides": stride,
     }
     return e.result(node, "AveragePool", [x], **attributes)
+
+
+def padded_avg_pool(e: Emission, node: Node) -> Value:
+    """onnxruntime joins a Pad and the AveragePool behind it, and then refuses to load padding as large as the kernel."""
+    source = node.args[0]
+    if isinstance(source, Node) and source.target is F.pad:
+        kernel, padding = numbers(node.args[1])[::-1], numbers(node.args[3])[::-1]
+        given = numbers(source.args[1])
+        if any(max(given[2 * n : 2 * n + 2], default=0) + p >= k for n, (k, p) in enumerate(zip(kernel, padding))):
+            return wide.avg_pool(e, node)
+    return _avg_pool(e, node)
 
 
 def _mean(e: Emission, node: Node) -> Value:

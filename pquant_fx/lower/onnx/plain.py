@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import GraphModule, Node
+from torch.nn import functional as F
 
 from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx.emission import Emission, Layout, Target
 from pquant_fx.lower.onnx.graph import Value, write_model
 from pquant_fx.lower.onnx.names import parameter_name
-from pquant_fx.lower.onnx.ops import TABLE
+from pquant_fx.lower.onnx.ops import TABLE, padded_avg_pool
 from pquant_fx.lower.onnx.quant import data_quantizer
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["to_onnx"]
+
+_TABLE = {**TABLE, F.avg_pool1d: padded_avg_pool, F.avg_pool2d: padded_avg_pool}
 
 
 def to_onnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, batch: int | None = None) -> onnx.ModelProto:
@@ -33,7 +36,7 @@ def to_onnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, batc
     ExtraMissingError (PQ503) without the package onnx.
     """
     require("onnx")
-    return write_model(Emission(gm, Target("plain ONNX", TABLE, data_quantizer, _parameter, doubles=True), batch).run(), path)
+    return write_model(Emission(gm, Target("plain ONNX", _TABLE, data_quantizer, _parameter, doubles=True), batch).run(), path)
 
 
 def _parameter(e: Emission, node: Node, layout: Layout) -> Value:

@@ -62,7 +62,7 @@ def parameter(e: Emission, node: Node, layout: Layout, strict: bool) -> Value:
     spec = format_of(quantizer, source)
     if spec.zero.all() or not values.any():
         return held
-    spec = _cover(e, node, spec.transposed() if suffix else spec)
+    spec = _cover(node, spec.transposed() if suffix else spec)
     name = e.graph.unique(e.name(node))
     output = Value(name, held.shape)
     reasons = _obstacles(replace(spec, rounding="RND_CONV", overflow="SAT_SYM" if spec.overflow == "SAT_SYM" else "SAT"), parameter=True)
@@ -84,7 +84,7 @@ def _simplified(e: Emission, node: Node, spec: QuantizerFormat) -> QuantizerForm
     return spec
 
 
-def _cover(e: Emission, node: Node, spec: QuantizerFormat) -> QuantizerFormat:
+def _cover(node: Node, spec: QuantizerFormat) -> QuantizerFormat:
     """A bias follows its values, so each channel has its own width; one width that holds all of them loses nothing."""
     users = [u for u in node.users if len(u.args) > 2 and u.args[2] is node]
     if not users or len(users) != len(node.users):
