@@ -147,8 +147,9 @@ class CompiledModel(nn.Module):
     def text(self) -> str:
         """The graph, one node a line, with shapes, formats, module paths and source lines."""
         from pquant_fx.graph.analysis import analyse
+        from pquant_fx.graph.format_text import format_texts
 
-        return text(self.graph_module, analyse(self.graph_module).named())
+        return text(self.graph_module, format_texts(self.graph_module, analyse(self.graph_module)))
 
     @property
     def fingerprint(self) -> str:

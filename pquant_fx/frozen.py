@@ -17,6 +17,7 @@ from pquant_fx.errors import InputError, LoweringError, Problem
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
 from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
+from pquant_fx.graph.format_text import format_texts
 from pquant_fx.graph.info import place
 from pquant_fx.graph.inputs import bind_inputs, input_problems, not_finite
 from pquant_fx.graph.support import unsupported
@@ -184,7 +185,7 @@ class FrozenModel(nn.Module):
 
     def text(self) -> str:
         """The graph, one node a line, with shapes, formats, module paths and source lines."""
-        return text(self.graph_module, self.formats.named())
+        return text(self.graph_module, format_texts(self.graph_module, self.formats))
 
     # ---- inside
     def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -101,6 +101,15 @@ def test_a_stream_feeds_at_most_seven_readers() -> None:
     assert [p.code for p in check(model, "io_stream")] == ["PQ202"]
 
 
+def test_an_unread_input_would_stop_a_stream() -> None:
+    g = File()
+    y = g.quant(g.input("x", 4), "x.quantizer", 3, 8)
+    g.input("spare", 5)
+    model = g.model(y)
+    assert check(model) == []
+    assert [(p.code, p.place.node) for p in check(model, "io_stream")] == [("PQ202", "spare")]
+
+
 def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"\x00\xff not a model")
     cyclic, missing, twice = small(), small(), small()

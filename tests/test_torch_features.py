@@ -172,7 +172,7 @@ def test_float64_gives_the_same_codes_where_float32_was_exact():
 
 
 def test_float64_is_the_type_of_buffers_where_there_is_no_parameter():
-    model, x = compiled(nn.BatchNorm1d(16, affine=False), "fixed8")
+    model, x = compiled(nn.Sequential(nn.BatchNorm1d(16, affine=False)), "fixed8")
     double = copy.deepcopy(model).double().eval()
     assert torch.equal(double(x.double()), double.freeze()(x.double()))
 

@@ -63,10 +63,6 @@ class FormatMap:
         found = self.intervals.get(node)
         return None if found is None else found.format()
 
-    def named(self) -> dict[Node, FixedFormat]:
-        """The smallest format of every value that is on a grid."""
-        return {node: found.format() for node, found in self.intervals.items() if found is not None}
-
     def bits(self, node: Node) -> int | None:
         """Magnitude bits that the value of `node` and every partial sum of it need; None when it is off grid."""
         found = self.intervals.get(node)

@@ -76,7 +76,7 @@ class Rewrite:
                     new = self.rule(node, rw)
                 if new is not None and not isinstance(new, Node):
                     what = f"the pass '{self.name}' returned {type(new).__name__}, not a node"
-                    raise PassError(Problem("PQ601", what, "return what rw.call(...) gave, or None to leave the node as it is", place(node)))
+                    raise PassError(Problem("PQ601", what, "return what rw.call(...) gave, or None to leave the node alone", place(node)))
                 if new is not None and new is not node:
                     rw.replace(node, new)
         return rw.changed

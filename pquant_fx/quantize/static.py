@@ -11,10 +11,11 @@ from torch import Tensor
 from pquant_fx.errors import CalibrationError, ConfigError, Problem
 from pquant_fx.formats import evaluation_mode, overflow_mode, rounding_mode
 from pquant_fx.graph.dialect import Quantizer
+from pquant_fx.graph.format_text import format_text
 from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT, require_exact
 from pquant_fx.quantize.kernel import Bits, Grid, quantize_value
 
-__all__ = ["FixedQuantizer", "FormatBuffers", "format_text"]
+__all__ = ["FixedQuantizer", "FormatBuffers"]
 
 
 class FormatBuffers(Quantizer):
@@ -192,17 +193,3 @@ class FixedQuantizer(FormatBuffers):
         if what is not None:
             raise ConfigError(Problem("PQ306", what, "choose another format, or another overflow mode"))
         return k, i, f
-
-
-def format_text(k: Tensor, i: Tensor, f: Tensor) -> str:
-    """`fixed<8,1>`, or with the ranges of W and I over channels: `fixed<8,-3..1>`."""
-    k, i, f = (t.detach().double().cpu() for t in (k, i, f))
-    width = torch.where(i + f < 0, 0.0, (k + i + f).clamp(min=0))
-    if not bool((width > 0).any()):
-        return "zero"
-
-    def span(t: Tensor) -> str:
-        low, high = int(t.min()), int(t.max())
-        return f"{low}" if low == high else f"{low}..{high}"
-
-    return f"{'' if bool(k.any()) else 'u'}fixed<{span(width)},{span(k + i)}>"

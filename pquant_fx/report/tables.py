@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pquant_fx.formats import FixedFormat
 from pquant_fx.graph.analysis import FormatMap
-from pquant_fx.graph.dialect import Mask, Quantizer, is_parameter_value, module_of, op_of
+from pquant_fx.graph.dialect import Quantizer, is_parameter_value, module_of, op_of
+from pquant_fx.graph.format_text import format_texts
 from pquant_fx.graph.info import info
 
 if TYPE_CHECKING:
@@ -109,11 +107,12 @@ def graph_table(gm: GraphModule, formats: FormatMap, title: str = "network") -> 
     Parameters appear as they are used, once per quantizer; the arithmetic that leads to them (masks, BatchNorm scales) is
     left out, as are values that carry no number. formats: what `analyse(gm)` returned.
     """
-    rows = [_row(gm, node, formats) for node in gm.graph.nodes if _shown(gm, node)]
+    texts = format_texts(gm, formats)
+    rows = [_row(gm, node, formats, texts.get(node, "")) for node in gm.graph.nodes if _shown(node)]
     return GraphTable(tuple(rows), title)
 
 
-def _shown(gm: GraphModule, node: Node) -> bool:
+def _shown(node: Node) -> bool:
     if node.op == "output" or node.op == "get_attr":
         return node.op == "get_attr" and any(not is_parameter_value(user) for user in node.users)
     if is_parameter_value(node):
@@ -121,7 +120,7 @@ def _shown(gm: GraphModule, node: Node) -> bool:
     return True
 
 
-def _row(gm: GraphModule, node: Node, formats: FormatMap) -> NodeRow:
+def _row(gm: GraphModule, node: Node, formats: FormatMap, text: str) -> NodeRow:
     record, constant = info(node), formats.constants.get(node)
     site = f"@{record.site}" if record.site > 1 else ""
     accumulator = formats.accumulators.get(node)
@@ -129,10 +128,10 @@ def _row(gm: GraphModule, node: Node, formats: FormatMap) -> NodeRow:
         shape = tuple(constant.shape) if constant is not None else record.shape
         weights = constant.numel() if constant is not None else None
         zeros = int((constant == 0).sum()) if constant is not None else None
-        return NodeRow(node.name, record.path + site, _role(node), shape, _format(gm, node, formats), weights, zeros)
+        return NodeRow(node.name, record.path + site, _role(node), shape, text, weights, zeros)
     shape = None if record.shape is None else record.shape[1:]
     holds = "" if accumulator is None else str(accumulator.format())
-    return NodeRow(node.name, record.path + site, _operation(gm, node), shape, _format(gm, node, formats), accumulator=holds)
+    return NodeRow(node.name, record.path + site, _operation(gm, node), shape, text, accumulator=holds)
 
 
 def _operation(gm: GraphModule, node: Node) -> str:
@@ -153,29 +152,3 @@ def _role(node: Node) -> str:
         if op is not None and op.kind == "weighted":
             return "bias" if len(user.args) > 2 and user.args[2] is node else "weight"
     return "constant"
-
-
-def _format(gm: GraphModule, node: Node, formats: FormatMap) -> str:
-    module = module_of(gm, node)
-    if isinstance(module, Quantizer) and module.calibrated:
-        return _declared(module, formats.constants.get(node.all_input_nodes[0]))
-    if isinstance(module, Mask):
-        return ""
-    interval = formats.intervals.get(node)
-    return "" if interval is None else str(interval.format())
-
-
-def _declared(quantizer: Quantizer, value: Tensor | None) -> str:
-    """The quantizer's own format; one text for all its elements, with ranges where they differ."""
-    kif = [[int(v) for v in t.detach().double().flatten().tolist()] for t in quantizer.kif(value)]
-    count = max(len(part) for part in kif)
-    elements = {FixedFormat(*(part[n if len(part) > 1 else 0] for part in kif)) for n in range(count)}
-    if len(elements) == 1:
-        return str(next(iter(elements)))
-    stored = [e for e in elements if e.width] or list(elements)
-    sign = "" if any(e.k for e in stored) else "u"
-    return f"{sign}fixed<{_span([e.width for e in stored])},{_span([e.k + e.i for e in stored])}>"
-
-
-def _span(values: Sequence[int]) -> str:
-    return str(min(values)) if min(values) == max(values) else f"{min(values)}..{max(values)}"

@@ -10,6 +10,7 @@ from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.lower.hls4ml.builder import Plan
 from pquant_fx.lower.hls4ml.layers import plan_layers
 from pquant_fx.lower.hls4ml.legalize import legalize
+from pquant_fx.lower.hls4ml.ports import unread_inputs
 from pquant_fx.lower.hls4ml.project import HlsProject, write_project
 from pquant_fx.lower.hls4ml.read import read
 
@@ -60,4 +61,7 @@ def _plan(model: onnx.ModelProto | str | os.PathLike[str], io_type: str) -> tupl
     net, unread = read(model)
     legal, unlawful = legalize(net, io_type)
     plan, unplaced = plan_layers(legal, io_type)
-    return plan, [*dict.fromkeys(unread + unlawful + unplaced)]
+    problems = [*dict.fromkeys(unread + unlawful + unplaced)]
+    if not problems and io_type == "io_stream":  # behind another problem an input may only seem to be unread
+        problems = unread_inputs(legal)
+    return plan, problems

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pquant_fx.errors import LoweringError, Problem
+from pquant_fx.errors import LoweringError, Place, Problem
 from pquant_fx.formats import FixedFormat
 from pquant_fx.lower.fixed_point_numpy import overflow_codes, quantize_array
-from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Dense, Input, Net, Op, Pool, Quantize, Relu, View, refusal
+from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Dense, Input, Net, Op, Pool, Quantize, Relu, View, refusal, uses
 from pquant_fx.lower.hls4ml.ranges import Range
 
-__all__ = ["Port", "port_of", "quantizer_port"]
+__all__ = ["Port", "port_of", "quantizer_port", "unread_inputs"]
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,10 @@ def _passes(op: Op) -> bool:
 def quantizer_port(op: Quantize) -> Port:
     """The port of an input that only this quantizer (one format for all elements) reads."""
     return Port(op.format, op.rounding, op.overflow)
+
+
+def unread_inputs(net: Net) -> list[Problem]:
+    """PQ202 for every input that nothing reads: as a stream it would fill up and stop the circuit, which C simulation hides."""
+    reads = uses(net)
+    what, remedy = "nothing reads this input: its stream would fill up and stop the circuit", "leave it out, or use io_type='io_parallel'"
+    return [Problem("PQ202", what, remedy, Place(node=op.name)) for op in net if isinstance(op, Input) and not reads[op.output]]
