@@ -19,7 +19,7 @@ from pquant_fx.lower.onnx import wide
 from pquant_fx.lower.onnx.emission import Emission, Emit, numbers
 from pquant_fx.lower.onnx.graph import Value
 
-__all__ = ["TABLE", "mean_as_pool", "padded_avg_pool"]
+__all__ = ["TABLE", "mean_as_pool", "pool_behind_pad"]
 
 
 def _linear(e: Emission, node: Node) -> Value:
@@ -99,7 +99,7 @@ def _max_pool(e: Emission, node: Node) -> Value:
 
 def _avg_pool(e: Emission, node: Node) -> Value:
     if e.compute(node) == "float64":
-        return wide.avg_pool(e, node)
+        return wide.pool(e, node)
     x = e.data(node, node.args[0])
     kernel, stride, padding = (numbers(a) for a in node.args[1:4])
     include = int(bool(node.args[5]))
@@ -115,15 +115,13 @@ def _avg_pool(e: Emission, node: Node) -> Value:
     return e.result(node, "AveragePool", [x], **attributes)
 
 
-def padded_avg_pool(e: Emission, node: Node) -> Value:
-    """onnxruntime joins a Pad and the AveragePool behind it, and then refuses to load padding as large as the kernel."""
+def pool_behind_pad(e: Emission, node: Node) -> Value:
+    """onnxruntime joins a Pad and the pool behind it: its MaxPool then no longer sees the zeros, and padding as large as the
+    kernel does not load."""
     source = node.args[0]
     if isinstance(source, Node) and source.target is F.pad:
-        kernel, padding = numbers(node.args[1])[::-1], numbers(node.args[3])[::-1]
-        given = numbers(source.args[1])
-        if any(max(given[2 * n : 2 * n + 2], default=0) + p >= k for n, (k, p) in enumerate(zip(kernel, padding))):
-            return wide.avg_pool(e, node)
-    return _avg_pool(e, node)
+        return wide.pool(e, node)
+    return TABLE[node.target](e, node)  # type: ignore[index]
 
 
 def _mean(e: Emission, node: Node) -> Value:

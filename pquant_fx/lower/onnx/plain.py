@@ -7,7 +7,8 @@ Cast at the border; values leave as float32 wherever they fit.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.fx import GraphModule, Node
@@ -17,7 +18,7 @@ from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx.emission import Emission, Layout, Target
 from pquant_fx.lower.onnx.graph import Value, write_model
 from pquant_fx.lower.onnx.names import parameter_name
-from pquant_fx.lower.onnx.ops import TABLE, padded_avg_pool
+from pquant_fx.lower.onnx.ops import TABLE, pool_behind_pad
 from pquant_fx.lower.onnx.quant import data_quantizer
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["to_onnx"]
 
-_TABLE = {**TABLE, F.avg_pool1d: padded_avg_pool, F.avg_pool2d: padded_avg_pool}
+_POOLS: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d)
+_TABLE = TABLE | dict.fromkeys(_POOLS, pool_behind_pad)
 
 
 def to_onnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, batch: int | None = None) -> onnx.ModelProto:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from torch.fx import Node
+from torch.nn import functional as F
 
 from pquant_fx.graph.interval_arrays import pool_geometry, windows
 from pquant_fx.lower.onnx.emission import Emission, numbers
 from pquant_fx.lower.onnx.graph import Value
 
-__all__ = ["avg_pool", "conv", "padded"]
+__all__ = ["conv", "padded", "pool"]
 
 
 def conv(e: Emission, node: Node) -> Value:
@@ -49,20 +50,22 @@ def conv(e: Emission, node: Node) -> Value:
     return e.result(node, "Add", [image, added])
 
 
-def avg_pool(e: Emission, node: Node) -> Value:
-    """(N, C, *S) -> Pad -> (N, C, S') -> Gather (N, C, P, K) -> ReduceMean -> (N, C, *out)."""
+def pool(e: Emission, node: Node) -> Value:
+    """(N, C, *S) -> Pad -> (N, C, S') -> Gather (N, C, P, K) -> ReduceMean or ReduceMax -> (N, C, *out)."""
+    largest = node.target in (F.max_pool1d, F.max_pool2d)
     kernel, stride, padding = (numbers(a) for a in node.args[1:4])
     x = e.data(node, node.args[0])
-    ones = [1] * len(kernel)
-    pads = pool_geometry([int(n) for n in x.shape[2:]], kernel, stride, padding, ones, bool(node.args[4]))
-    data = padded(e, node, x, pads)
+    dilation, ceil_mode = (numbers(node.args[4]), bool(node.args[5])) if largest else ([1] * len(kernel), bool(node.args[4]))
+    pads = pool_geometry([int(n) for n in x.shape[2:]], kernel, stride, padding, dilation, ceil_mode)
+    data = padded(e, node, x, pads, float("-inf") if largest else 0.0)
     image = [int(n) for n in data.shape[2:]]
-    picks = _window_indices([1, *image], kernel, stride, ones, 1)[0]
+    picks = _window_indices([1, *image], kernel, stride, dilation, 1)[0]
     flat = _reshape(e, node, "flat", data, [int(data.shape[1]), math.prod(image)])
     index = e.constant(node, "indices", picks, "int64")
     unfolded = e.step(node, "windows", "Gather", [flat, index], (*data.shape[:2], *picks.shape), axis=2)
-    means = e.step(node, "mean", "ReduceMean", [unfolded], (*data.shape[:2], len(picks)), axes=[3], keepdims=0)
-    return e.result(node, "Reshape", [means, e.constant(node, "shape", [-1, *(int(n) for n in e.shape(node)[1:])], "int64")])
+    what, reduce = ("max", "ReduceMax") if largest else ("mean", "ReduceMean")
+    reduced = e.step(node, what, reduce, [unfolded], (*data.shape[:2], len(picks)), axes=[3], keepdims=0)
+    return e.result(node, "Reshape", [reduced, e.constant(node, "shape", [-1, *(int(n) for n in e.shape(node)[1:])], "int64")])
 
 
 def _window_indices(
