@@ -154,6 +154,17 @@ def test_a_bundle_holds_every_output_of_a_nested_result(tmp_path):
         assert np.array_equal(value, expected[key].double().numpy())
 
 
+def test_a_network_that_standard_quant_nodes_can_not_hold_gets_its_bundle_too(tmp_path):
+    config = {"preset": "fixed8", "quantization_parameters": {"overflow_mode_data": "WRAP"}}
+    x = torch.randn(32, 16)
+    wraps = pq.compile(MLP(), config, x).freeze()
+    with pytest.raises(pq.LoweringError):
+        wraps.to_qonnx(strict=True)
+    made = bundle(wraps, tmp_path / "out", 10 * x, hls4ml=False)
+    assert (made / "qonnx.onnx").exists()
+    assert wraps.verify(10 * x, targets=("integer", "onnx", "qonnx")).ok
+
+
 def test_a_bundle_never_replaces_what_is_not_ours_and_leaves_nothing_half_written(frozen, tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()

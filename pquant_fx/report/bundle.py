@@ -68,7 +68,7 @@ def bundle(
     inputs = _inputs(gm, x_golden)
     report = Report(title, [Section("Nodes", graph_table(gm, frozen.formats)), *sections])
     with owned_directory(path, overwrite) as made:
-        frozen.to_qonnx(made / "qonnx.onnx", strict=True)
+        frozen.to_qonnx(made / "qonnx.onnx")
         frozen.to_onnx(made / "plain.onnx")
         write_atomically(made / "golden.npz", _golden(frozen, inputs))
         write_atomically(made / "report.txt", report.to_text().encode())
