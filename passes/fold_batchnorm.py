@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from pquant_fx.errors import PassError, Problem
-from pquant_fx.graph.dialect import BatchStatistics
+from pquant_fx.graph.batch_statistics import BatchStatistics
 from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.rewriter import Rewriter
 

@@ -21,7 +21,8 @@ from torch.fx import GraphModule, Node
 
 from pquant_fx.config import Config, LayerSettings
 from pquant_fx.formats import FixedFormat
-from pquant_fx.graph.dialect import BatchStatistics, Mask, Op, Quantizer, is_parameter_value, op_of
+from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.dialect import Mask, Op, Quantizer, is_parameter_value, op_of
 from pquant_fx.graph.info import info
 from pquant_fx.graph.rewriter import OWN, Rewriter, is_own_constant
 from pquant_fx.graph.values import data_operands, is_data_quantizer, non_negative, output_of, quantized_source

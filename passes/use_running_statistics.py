@@ -11,7 +11,7 @@ import operator
 
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.dialect import BatchStatistics
+from pquant_fx.graph.batch_statistics import BatchStatistics
 from pquant_fx.graph.rewriter import Rewriter
 
 __all__ = ["use_running_statistics"]

@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 
 from pquant_fx.errors import LoweringError
 from pquant_fx.graph.analysis import analyse
-from pquant_fx.graph.dialect import BatchStatistics, Mask, Quantizer, module_of
+from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.dialect import Mask, Quantizer, module_of
 from pquant_fx.graph.info import info, place
 from pquant_fx.graph.passes import Pipeline
 from pquant_fx.graph.support import unsupported

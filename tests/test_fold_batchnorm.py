@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from pquant_fx.errors import PassError
-from pquant_fx.graph.dialect import BatchStatistics
+from pquant_fx.graph.batch_statistics import BatchStatistics
 from pquant_fx.graph.exactness import difference, run_isolated
 from pquant_fx.graph.info import info
 from pquant_fx.graph.passes import Pipeline

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from pquant_fx.graph.dialect import BatchStatistics, Mask
+from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.dialect import Mask
 from pquant_fx.graph.info import NodeInfo, set_info
 from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer, DynamicQuantizer, FixedQuantizer
 

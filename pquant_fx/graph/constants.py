@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from pquant_fx.errors import LoweringError, PQuantError
-from pquant_fx.graph.dialect import BatchStatistics, Mask, Quantizer, attribute_at, module_of, op_of
+from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.dialect import Mask, Quantizer, attribute_at, module_of, op_of
 from pquant_fx.graph.info import place
 
 __all__ = ["circuit_inputs", "computes", "constant_values", "evaluating", "live_nodes"]

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.dialect import BatchStatistics, Mask, Quantizer, module_of, op_of
+from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.dialect import Mask, Quantizer, module_of, op_of
 from pquant_fx.graph.info import info
 
 __all__ = ["diff", "fingerprint", "text"]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pquant_fx.graph.batch_statistics import BatchStatistics
 from pquant_fx.graph.constants import evaluating
-from pquant_fx.graph.dialect import BatchStatistics, module_of
+from pquant_fx.graph.dialect import module_of
 from pquant_fx.graph.exactness import lacks_variance
 
 __all__ = ["measured_statistics"]
