@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import pquant_fx as pq
+from pquant_fx.graph.batch_statistics import BatchStatistics
 from tests.models import ConvBN
 
 CONFIG = {
@@ -59,3 +60,35 @@ def test_one_optimizer_step_is_equal_on_both_ranks(tmp_path: Path):
     # the test can fail: the ranks saw different data, and the step changed the weights
     assert not torch.equal(one["gradient"], two["gradient"])
     assert not torch.equal(one["state"]["head.weight"], one["before"]["head.weight"])
+
+
+def measure(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    try:
+        y = torch.load(f"{folder}/values.pt", weights_only=True)[rank].requires_grad_()
+        torch.save(statistics_of(y, synchronised=True), f"{folder}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def statistics_of(y: torch.Tensor, synchronised: bool) -> dict[str, torch.Tensor]:
+    """Mean and variance, the running buffers after it, and the gradient of the sum of squares of both."""
+    mean, variance, batches = torch.zeros(3), torch.ones(3), torch.tensor(0)
+    out = BatchStatistics(0.1, synchronised).train()(y, mean, variance, batches)
+    out.square().sum().backward()
+    return {"out": out.detach(), "mean": mean, "variance": variance, "batches": batches, "gradient": y.grad}
+
+
+def test_synchronised_statistics_are_those_of_all_ranks_together(tmp_path: Path):
+    halves = [torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)) * n + n for n in (5, 3)]
+    torch.save(halves, tmp_path / "values.pt")
+    mp.spawn(measure, args=(2, str(tmp_path)), nprocs=2)
+    together = statistics_of(torch.cat(halves).requires_grad_(), synchronised=False)
+    ranks = [torch.load(tmp_path / f"rank{n}.pt", weights_only=True) for n in (0, 1)]
+    for found in ranks:
+        for name in ("out", "mean", "variance", "batches"):
+            torch.testing.assert_close(found[name], together[name], rtol=1e-4, atol=1e-4)
+    # each rank adds its own copy of the loss: the gradient of two
+    torch.testing.assert_close(torch.cat([r["gradient"] for r in ranks]), 2 * together["gradient"], rtol=1e-3, atol=1e-4)
