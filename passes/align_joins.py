@@ -19,7 +19,7 @@ from pquant_fx.graph.info import info
 from pquant_fx.graph.rewriter import Rewriter
 from pquant_fx.graph.values import data_operands, is_data_quantizer, is_join, non_negative, quantized_source
 from pquant_fx.passes.insert_quantizers import data_quantizer
-from pquant_fx.passes.settings import settings_of, type_name
+from pquant_fx.passes.settings import own_path, settings_of, type_name
 
 __all__ = ["AlignJoins"]
 
@@ -48,7 +48,7 @@ def _align(node: Node, rw: Rewriter, config: Config) -> None:
 def _shared(node: Node, rw: Rewriter, config: Config) -> None:
     """One quantizer for all branches; a branch that has one already takes the shared one instead."""
     operands = data_operands(node)
-    path = rw.own(f"{_label(node)}.shared_quantizer", _quantizer(node, rw, config))
+    path = rw.own(f"{own_path(node)}.shared_quantizer", _quantizer(node, rw, config))
     for operand in operands:
         if is_data_quantizer(operand):
             with rw.before(operand):
@@ -65,18 +65,13 @@ def _requant(node: Node, rw: Rewriter, config: Config) -> None:
         return
     users = list(node.users)
     with rw.after(node):
-        made = rw.call_module(rw.own(f"{_label(node)}.quantizer", _quantizer(node, rw, config)), node)
+        made = rw.call_module(rw.own(f"{own_path(node)}.quantizer", _quantizer(node, rw, config)), node)
     for user in users:
         rw.redirect(user, node, made)
 
 
 def _quantizer(node: Node, rw: Rewriter, config: Config) -> Quantizer:
     return data_quantizer(settings_of(config, rw.gm, node), config, unsigned=non_negative(node))
-
-
-def _label(node: Node) -> str:
-    record = info(node)
-    return ".".join(part for part in (record.path, node.name) if part)
 
 
 _POLICIES: dict[str, Callable[[Node, Rewriter, Config], None]] = {"align": _align, "shared": _shared, "requant": _requant}

@@ -26,7 +26,7 @@ from pquant_fx.graph.dialect import Mask, Op, Quantizer, is_parameter_value, op_
 from pquant_fx.graph.info import info
 from pquant_fx.graph.rewriter import OWN, Rewriter, is_own_constant
 from pquant_fx.graph.values import data_operands, is_data_quantizer, non_negative, output_of, quantized_source
-from pquant_fx.passes.settings import settings_of
+from pquant_fx.passes.settings import own_path, settings_of
 from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer, DynamicQuantizer, FixedQuantizer
 
 __all__ = ["InsertQuantizers"]
@@ -93,7 +93,7 @@ class _Insertion:
             if name in self.config.outputs and self.config.outputs[name].format is not None:
                 settings = self.config.settings_for(name, "output", "output")
                 with self.rw.after(node):
-                    path = self.rw.own(f"{_label(node)}.output_quantizer", self.data_quantizer(node, settings))
+                    path = self.rw.own(f"{own_path(node)}.output_quantizer", self.data_quantizer(node, settings))
                     made = self.rw.call_module(path, node)
                 self.rw.redirect(output, node, made)
 
@@ -117,7 +117,7 @@ class _Insertion:
         """Let every user of `node` take the quantized value instead."""
         users = list(node.users)
         with self.rw.after(node):
-            made = self.rw.call_module(self.rw.own(f"{_label(node)}.quantizer", quantizer), node)
+            made = self.rw.call_module(self.rw.own(f"{own_path(node)}.quantizer", quantizer), node)
         self.rw.inherit(made, node)
         for user in users:
             self.rw.redirect(user, node, made)
@@ -157,7 +157,7 @@ class _Insertion:
             return
         read = source.args[0] if self.rw.module(source, Mask) is not None else source  # a parameter has one mask, and one quantizer
         assert isinstance(read, Node)
-        label = str(read.target).removeprefix(f"{OWN}.").removesuffix(".value") if read.op == "get_attr" else f"{_label(node)}.{role}"
+        label = str(read.target).removeprefix(f"{OWN}.").removesuffix(".value") if read.op == "get_attr" else f"{own_path(node)}.{role}"
         key = (label, role)
         if source.op != "call_function" and key in self.done:
             made = self.done[key]
@@ -219,14 +219,6 @@ def output_names(gm: GraphModule) -> list[tuple[str, Node]]:
     values = list(named.values()) or (list(returned) if isinstance(returned, tuple | list) else [returned])
     found = [(str(n), v) for n, v in enumerate(values)] + [(str(k), v) for k, v in named.items()]
     return [(name, v) for name, v in found if isinstance(v, Node)]
-
-
-def _label(node: Node) -> str:
-    """Where our modules for a node live: the user's module path, with the call site where there are several."""
-    record = info(node)
-    if node.op == "placeholder" or not record.path:
-        return node.name
-    return record.path if record.site == 1 else f"{record.path}_{record.site}"
 
 
 def _is_part(node: Node) -> bool:

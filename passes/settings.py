@@ -11,7 +11,7 @@ from pquant_fx.config import Config, LayerSettings
 from pquant_fx.graph.dialect import op_of
 from pquant_fx.graph.info import info
 
-__all__ = ["known_layers", "settings_of", "type_name"]
+__all__ = ["known_layers", "own_path", "settings_of", "type_name"]
 
 
 def settings_of(config: Config, gm: GraphModule, node: Node) -> LayerSettings:
@@ -30,6 +30,14 @@ def type_name(gm: GraphModule, node: Node) -> str:
     if module is not None and type(module).__module__.startswith("torch.nn") and not list(module.children()):
         return type(module).__name__
     return op.name if op is not None else node.op
+
+
+def own_path(node: Node) -> str:
+    """Where our modules for a node live: the user's module path, with the call site where there are several."""
+    record = info(node)
+    if node.op == "placeholder" or not record.path:
+        return node.name
+    return record.path if record.site == 1 else f"{record.path}_{record.site}"
 
 
 def known_layers(gm: GraphModule) -> Iterator[tuple[str, str, int]]:

@@ -169,7 +169,7 @@ class FrozenModel(nn.Module):
     def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel") -> VerifyReport:
         """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference.
 
-        x: a tensor, or a tuple of tensors or a dict for several inputs.
+        x: a tensor, or a tuple of tensors or a dict for several inputs; float64 is rounded to float32 first, for all engines alike.
         Raises InputError: PQ409 for other shapes or no sample, PQ305 for NaN or infinity; ConfigError (PQ405) for unknown names, or none.
         """
         from pquant_fx.lower.engines import verify

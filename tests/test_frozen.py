@@ -32,6 +32,7 @@ def test_engines_agree_on_real_saturating_tied_and_off_grid_samples(net, shape, 
     report = done.verify(samples, targets=targets)
     assert report.ok, report
     assert report.samples == len(samples)
+    assert done.dtype == (torch.float64 if config is SIXTEEN else torch.float32)
     if done.dtype == torch.float32:
         assert torch.equal(model.eval()(samples), done(samples))
 

@@ -177,6 +177,8 @@ def test_wrong_order_is_refused_when_the_pipeline_is_built():
     assert caught.value.code == "PQ602"
     assert "insert it after 'drop_double_relu'" in caught.value.remedy
     assert Pipeline([drop_double_relu, NeedsCanonical()]).names == ("drop_double_relu", "needs_canonical")
+    with pytest.raises(PassError, match="declares exact='train'"):
+        Pipeline([rewrite(F.relu, exact="train")(lambda node, rw: None)])
     with pytest.raises(PassError, match="stands twice"):
         Pipeline([drop_double_relu, drop_double_relu])
 

@@ -211,7 +211,9 @@ class Pipeline:
     def _check_order(self) -> None:
         problems, seen = [], set()
         for step in self.passes:
-            name = pass_name(step)
+            name, exact = pass_name(step), getattr(step, "exact", False)
+            if exact not in _CHECKED:
+                problems.append(Problem("PQ602", f"the pass '{name}' declares exact={exact!r}", "exact is True, False or 'eval'"))
             if name in seen:
                 problems.append(Problem("PQ602", f"the pass '{name}' stands twice in the pipeline", "remove one, or give it another name"))
             for needed in getattr(step, "requires", ()):
