@@ -138,13 +138,13 @@ class FrozenModel(nn.Module):
         """
         from pquant_fx.lower.onnx.qonnx import to_qonnx
 
-        return to_qonnx(self.graph_module, path, strict=strict)
+        return to_qonnx(self.graph_module, path, strict=strict, formats=self.formats)
 
     def to_onnx(self, path: str | PathLike[str] | None = None) -> Any:
         """Plain ONNX: standard operators only, any batch size, the same bits in onnxruntime."""
         from pquant_fx.lower.onnx.plain import to_onnx
 
-        return to_onnx(self.graph_module, path)
+        return to_onnx(self.graph_module, path, formats=self.formats)
 
     def to_hls4ml(
         self,

@@ -104,10 +104,10 @@ def _qonnx(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
     from pquant_fx.lower.onnx.qonnx import float32_problems, to_qonnx
     from pquant_fx.lower.onnx.run import run_qonnx
 
-    problems = float32_problems(frozen.graph_module)
+    problems = float32_problems(frozen.graph_module, frozen.formats)
     if problems:
         raise LoweringError(problems)
-    model = to_qonnx(frozen.graph_module, batch=min(len(inputs[0]), _QONNX_BATCH))
+    model = to_qonnx(frozen.graph_module, batch=min(len(inputs[0]), _QONNX_BATCH), formats=frozen.formats)
     return [np.asarray(v, dtype=np.float64) for v in run_qonnx(model, _arrays(inputs))]
 
 

@@ -49,10 +49,10 @@ class Target:
 class Emission:
     """One export of one graph. Emitters call `data`, `parameter`, `step` and `result`."""
 
-    def __init__(self, gm: GraphModule, target: Target, batch: int | None) -> None:
+    def __init__(self, gm: GraphModule, target: Target, batch: int | None, formats: FormatMap | None = None) -> None:
         self.gm = gm
         self.target = target
-        self.formats: FormatMap = analyse(gm)
+        self.formats = analyse(gm) if formats is None else formats
         self.graph = OnnxGraph()
         self.problems: list[Problem] = []
         self._batch: int | str = "N" if batch is None else batch

@@ -14,6 +14,7 @@ import numpy as np
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
+from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx.emission import Emission, Layout, Target
 from pquant_fx.lower.onnx.graph import Value, write_model
@@ -30,15 +31,18 @@ _POOLS: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.max_pool
 _TABLE = TABLE | dict.fromkeys(_POOLS, pool_behind_pad)
 
 
-def to_onnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, batch: int | None = None) -> onnx.ModelProto:
+def to_onnx(
+    gm: GraphModule, path: str | os.PathLike[str] | None = None, *, batch: int | None = None, formats: FormatMap | None = None
+) -> onnx.ModelProto:
     """Write the frozen graph `gm` with a symbolic batch `N`, or a fixed one; layout as in torch.
 
+    formats: an analysis of `gm` made before, to save its cost.
     All rounding and overflow modes, formats per element. Two exports are equal byte for byte. Raises LoweringError with
     all problems at once: PQ201 and PQ202 for operators, PQ303 beyond float64; OutputError (PQ505);
     ExtraMissingError (PQ503) without the package onnx.
     """
     require("onnx")
-    return write_model(Emission(gm, Target("plain ONNX", _TABLE, data_quantizer, _parameter, doubles=True), batch).run(), path)
+    return write_model(Emission(gm, Target("plain ONNX", _TABLE, data_quantizer, _parameter, doubles=True), batch, formats).run(), path)
 
 
 def _parameter(e: Emission, node: Node, layout: Layout) -> Value:

@@ -40,9 +40,9 @@ def half_sum_is_exact(x: Interval | None, f: Array, bits: int = FLOAT32_BITS) ->
     return bool((bound * np.exp2(grid) <= 2.0**bits).all())
 
 
-def float32_problems(gm: GraphModule) -> list[Problem]:
+def float32_problems(gm: GraphModule, formats: FormatMap | None = None) -> list[Problem]:
     """Nodes that a float32 runtime (QONNX execution) may round: PQ303 for each; empty when it is exact everywhere."""
-    formats = analyse(gm)
+    formats = analyse(gm) if formats is None else formats
     found = []
     for node in gm.graph.nodes:
         if node.op == "output":

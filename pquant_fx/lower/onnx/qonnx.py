@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import GraphModule
 
+from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx.emission import Emission, Target
 from pquant_fx.lower.onnx.graph import write_model
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["OWN_DOMAIN", "QUANT_DOMAIN", "float32_problems", "to_qonnx"]
 
 
-def to_qonnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, strict: bool = False, batch: int = 1) -> onnx.ModelProto:
+def to_qonnx(
+    gm: GraphModule,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    strict: bool = False,
+    batch: int = 1,
+    formats: FormatMap | None = None,
+) -> onnx.ModelProto:
     """Write the frozen graph `gm`; layout as in torch (N, C, H, W), batch fixed to `batch` samples, every shape known.
 
+    formats: an analysis of `gm` made before, to save its cost.
     strict: only the standard domain and `qonnx.custom_op.general`; without it, quantizers that a `Quant` can not express
     exactly become `FixedPoint` nodes of the domain `pquant_fx.lower.qonnx_ops`, which qonnx imports by itself.
     Two exports are equal byte for byte. Raises LoweringError with all problems at once: PQ201 and PQ202 for operators,
@@ -39,4 +48,4 @@ def to_qonnx(gm: GraphModule, path: str | os.PathLike[str] | None = None, *, str
         partial(parameter, strict=strict),
         doubles=False,
     )
-    return write_model(Emission(gm, target, batch).run(), path)
+    return write_model(Emission(gm, target, batch, formats).run(), path)
