@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,22 @@ from pquant_fx.config.quantization import LayerSpecific, WeightGranularity
 from pquant_fx.config.section import Bits, Finding, FormatText, Fraction, Overflow, Rounding, Section, refuse
 from pquant_fx.formats import FixedFormat, OverflowMode, RoundingMode
 
-__all__ = ["LayerRule", "LayerSettings", "RuleBook", "Update", "format_update", "specific_update"]
+__all__ = [
+    "DataGranularity",
+    "DataQuantizer",
+    "LayerRule",
+    "LayerSettings",
+    "RuleBook",
+    "Update",
+    "WeightQuantizer",
+    "format_update",
+    "specific_update",
+]
+
+DataGranularity = Literal["per_tensor", "per_channel", "per_element"]
+WeightQuantizer = Literal["dynamic", "tqt", "lsq", "hgq"]
+DataQuantizer = Literal["calibrated", "dynamic", "tqt", "lsq", "pact", "hgq"]
+WeightRange = Literal["minmax", "mse"]
 
 Update = Mapping[str, Any]
 """Fields of `LayerSettings` that a rule sets."""
@@ -28,6 +43,13 @@ class LayerSettings:
     format of width `data_bits` is calibrated. Beside a static format the width is that of the format. bias_format: None for
     the accumulator's grid. quantize: False when neither weights nor result are quantized. prune: whether the weights get a
     mask; sparsity: the place's own goal, None for the method's.
+
+    weight_quantizer, data_quantizer: how a format comes about where none is given (`hgq`: bits are learned). granularity and
+    data_granularity: who shares a format. weight_range: what the range of a group covers. input_bits, input_format: what the
+    place asks of the values that it takes, None when it takes them as they come; the consumer's request wins.
+    quantize_input, quantize_output: whether the values it takes, or makes, get a format here. n_parallel: positions of a
+    convolution computed at once, None for all. relu_multiplier: a learned power of two behind a ReLU. real_tanh: the function
+    itself instead of hard tanh.
     """
 
     weight_bits: int = 8
@@ -43,6 +65,17 @@ class LayerSettings:
     quantize: bool = True
     prune: bool = False
     sparsity: float | None = None
+    weight_quantizer: WeightQuantizer = "dynamic"
+    data_quantizer: DataQuantizer = "calibrated"
+    data_granularity: DataGranularity = "per_tensor"
+    weight_range: WeightRange = "minmax"
+    input_bits: int | None = None
+    input_format: FixedFormat | None = None
+    quantize_input: bool = True
+    quantize_output: bool = False
+    n_parallel: int | None = None
+    relu_multiplier: bool = False
+    real_tanh: bool = True
 
 
 class LayerRule(Section):

@@ -27,7 +27,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,8 @@ class Quantizer(nn.Module, ABC):
 
     rounding: RoundingMode
     overflow: OverflowMode
+    bit_parameters: ClassVar[tuple[str, ...]] = ()
+    """The trainable parameters that say how many bits there are: `param_groups` gives them no weight decay."""
 
     @abstractmethod
     def kif(self, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,6 +125,13 @@ class Quantizer(nn.Module, ABC):
 
         x: the value being quantized; only quantizers whose format follows their input need it.
         """
+
+    def magnitude_bits(self, x: Tensor | None = None) -> Tensor:
+        """relu(i + f), what EBOPs count of each element (without sign): broadcasts to the value, differentiable where i or f is
+        learned. x: as in `kif`.
+        """
+        _, i, f = self.kif(x)
+        return (i + f).clamp(min=0)
 
     @property
     @abstractmethod
