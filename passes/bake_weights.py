@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import ConfigError, LoweringError, Problem
-from pquant_fx.graph.constants import computes, constant_values, live_nodes
+from pquant_fx.graph.constants import circuit_inputs, computes, constant_values, live_nodes
 from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of
 from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, constant
@@ -48,7 +48,7 @@ def bake_weights(gm: GraphModule) -> bool:
             _bake_quantizer(node, quantizer, rw, values)
         elif isinstance(quantizer, Quantizer):
             _freeze_quantizer(node, quantizer, rw)
-        elif node in values and _feeds_data(node, values, live):
+        elif node in values and _feeds_data(gm, node, values, live):
             _bake_value(node, rw, values[node])
         elif isinstance(quantizer, IDENTITIES):
             rw.remove(node)
@@ -56,8 +56,13 @@ def bake_weights(gm: GraphModule) -> bool:
     return rw.changed
 
 
-def _feeds_data(node: Node, values: dict[Node, Tensor], live: set[Node]) -> bool:
-    return any(user in live and user not in values for user in node.users)
+def _feeds_data(gm: GraphModule, node: Node, values: dict[Node, Tensor], live: set[Node]) -> bool:
+    return any(user not in values for user in _readers(gm, node, live))
+
+
+def _readers(gm: GraphModule, node: Node, live: set[Node]) -> list[Node]:
+    """Who reads the value in evaluation."""
+    return [user for user in node.users if user in live and node in circuit_inputs(gm, user)]
 
 
 def _problem(node: Node, rw: Rewriter, values: dict[Node, Tensor], live: set[Node]) -> Problem | None:
@@ -67,7 +72,7 @@ def _problem(node: Node, rw: Rewriter, values: dict[Node, Tensor], live: set[Nod
     if quantizer is not None and not quantizer.calibrated:
         what = f"the quantizer '{node.target}' has no format yet"
         return Problem("PQ307", what, "call `model.calibrate(batches)` with real data, or set a format", place(node))
-    if node not in values or not (quantizer is not None or any(u in live and u not in values and computes(rw.gm, u) for u in node.users)):
+    if node not in values or not (quantizer is not None or any(u not in values and computes(rw.gm, u) for u in _readers(rw.gm, node, live))):
         return None
     try:
         constant(values[node].cpu().double().numpy(), *(() if quantizer is not None else (CONSTANT_BITS,)))

@@ -2,13 +2,13 @@
 
     y = BN(F.conv2d(x, W, b))   ->   scale = gamma * rsqrt(var + eps)
                                      y = F.conv2d(x, W * scale, (b - mean) * scale + beta)
-    y = BN(x)  (anything else)  ->   y = x * scale + (beta - mean * scale)
+    y = BN(x)  (anything else)  ->   y = x * scale + (beta + (-mean) * scale)
 
 so that what is quantized later is what the hardware multiplies with (Jacob et al. 2018; never gamma and beta on their own).
 No parameter is divided by, replaced or copied: the checkpoint keys stay, and a gamma of zero is an ordinary value.
 
-Statistics are the running ones where the network has any (it was trained before); a network that never saw data trains
-with batch statistics of the unquantized convolution and is evaluated with the running ones.
+The running statistics are folded, in training too. A network that never saw data trains with batch statistics: behind the
+folded layer stands a BatchCorrection, which turns the one into the other and does nothing in evaluation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from pquant_fx.errors import PassError, Problem
-from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.rewriter import Rewriter
 
@@ -66,10 +66,12 @@ class FoldBatchnorm:
         running = self.statistics == "running" or (self.statistics == "auto" and has_running_statistics(gm))
         for node in nodes:
             with rw.before(node):
-                new = _rewritten(node, rw, running)
+                new = _rewritten(node, rw)
             layer = info(new) if new.target in _FOLDS_INTO else info(node)
             source = node.args[0]
-            rw.replace(node, new)
+            with rw.before(node):
+                result = new if running else _corrected(node, new, rw)
+            rw.replace(node, result)
             set_info(new, layer)  # a folded layer is still called after the convolution, not after its BatchNorm
             rw.erase_if_dead(source)
             if new.target in _FOLDS_INTO and not source.users:
@@ -87,24 +89,24 @@ def _refusal(node: Node, rw: Rewriter) -> Problem | None:
     return None
 
 
-def _rewritten(node: Node, rw: Rewriter, running: bool) -> Node:
+def _rewritten(node: Node, rw: Rewriter) -> Node:
     norm = rw.module(node)
     assert isinstance(norm, _KINDS)
     value = node.args[0]
     assert isinstance(value, Node)
-    mean, variance = _statistics(node, value, norm, rw, running)
+    mean, variance = rw.get_attr(f"{node.target}.running_mean"), rw.get_attr(f"{node.target}.running_var")
     scale = rw.call(torch.rsqrt, rw.call(operator.add, variance, norm.eps))
     if norm.affine:
         scale = rw.call(operator.mul, rw.get_attr(f"{node.target}.weight"), scale)
     beta = rw.get_attr(f"{node.target}.bias") if norm.affine else None
     shape = info(value).shape
     rank = len(shape) if shape is not None else 2
-    readers = 1 if running else 2  # this BatchNorm, and the statistics node that was just made for it
-    alone = len(value.users) == readers
+    alone = len(value.users) == 1
     if value.target in _FOLDS_INTO and alone and (value.target is not F.linear or rank == 2):  # else BN's channels are not Linear's
         return _folded(value, scale, mean, beta, rw)
-    centre = rw.call(operator.mul, mean, scale)
-    offset = rw.call(operator.neg, centre) if beta is None else rw.call(operator.sub, beta, centre)
+    offset = rw.call(operator.mul, rw.call(operator.neg, mean), scale)  # never mean itself: training changes it in place
+    if beta is not None:
+        offset = rw.call(operator.add, beta, offset)
     ones = tuple(1 for _ in range(rank - 2))
     factor, offset = (rw.call(torch.reshape, v, (-1, *ones)) for v in (scale, offset))
     set_info(factor, info(factor).with_shape((norm.num_features, *ones)))  # one scale for each channel: each gets its own format
@@ -125,10 +127,12 @@ def _folded(value: Node, scale: Node, mean: Node, beta: Node | None, rw: Rewrite
     return folded
 
 
-def _statistics(node: Node, value: Node, norm: BatchNorm, rw: Rewriter, running: bool) -> tuple[Node, Node]:
-    mean, variance = rw.get_attr(f"{node.target}.running_mean"), rw.get_attr(f"{node.target}.running_var")
-    if running:
-        return mean, variance
-    path = rw.own(f"{node.target}.statistics", BatchStatistics(norm.momentum, synchronised=isinstance(norm, nn.SyncBatchNorm)))
-    both = rw.call_module(path, value, mean, variance, rw.get_attr(f"{node.target}.num_batches_tracked"))
-    return rw.call(operator.getitem, both, 0), rw.call(operator.getitem, both, 1)
+def _corrected(node: Node, folded: Node, rw: Rewriter) -> Node:
+    """What batch statistics make of the folded value in training."""
+    norm = rw.module(node)
+    assert isinstance(norm, _KINDS)
+    made = BatchCorrection(norm.momentum, norm.eps, synchronised=isinstance(norm, nn.SyncBatchNorm))
+    names = ("running_mean", "running_var", "num_batches_tracked", *(("weight", "bias") if norm.affine else ()))
+    operands: list[Node | None] = [rw.get_attr(f"{node.target}.{name}") for name in names]
+    operands += [None] * (5 - len(operands))
+    return rw.call_module(rw.own(f"{node.target}.correction", made), folded, *operands)

@@ -21,7 +21,6 @@ from torch.fx import GraphModule, Node
 
 from pquant_fx.config import Config, LayerSettings
 from pquant_fx.formats import FixedFormat
-from pquant_fx.graph.batch_statistics import BatchStatistics
 from pquant_fx.graph.dialect import Mask, Op, Quantizer, is_parameter_value, op_of
 from pquant_fx.graph.info import info
 from pquant_fx.graph.rewriter import OWN, Rewriter, is_own_constant
@@ -32,6 +31,7 @@ from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuanti
 __all__ = ["InsertQuantizers"]
 
 _MULTIPLIES = ("matmul", "mul", "div")
+_TABLES = ("table",)
 _ADDS = ("add", "sub", "maximum", "minimum")
 
 
@@ -50,7 +50,7 @@ class InsertQuantizers:
         work.outputs()
         for node in list(gm.graph.nodes):
             op = op_of(node)
-            if op is not None and not is_parameter_value(node) and not work.only_statistics(node):
+            if op is not None and not is_parameter_value(node):
                 work.operator(node, op)
         return work.rw.changed
 
@@ -83,7 +83,9 @@ class _Insertion:
             self.constants(node, settings)
         elif op.name in _ADDS:
             self.addends(node, settings)
-        if op.kind == "activation":
+        elif op.kind in _TABLES:
+            self.data(node.args[0])
+        if op.kind == "activation" or op.kind in _TABLES:
             self.data(node)
 
     def outputs(self) -> None:
@@ -168,10 +170,6 @@ class _Insertion:
         args = list(node.args)
         args[at] = made
         self.rw.set_args(node, *args, **node.kwargs)
-
-    def only_statistics(self, node: Node) -> bool:
-        """Whether the value feeds batch statistics and nothing else: BatchNorm measures the unquantized convolution."""
-        return bool(node.users) and all(self.rw.module(u, BatchStatistics) is not None for u in node.users)
 
 
 def data_quantizer(settings: LayerSettings, config: Config, *, unsigned: bool) -> Quantizer:

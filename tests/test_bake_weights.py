@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from pquant_fx.errors import LoweringError
 from pquant_fx.graph.analysis import analyse
-from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.dialect import Mask, Quantizer, module_of
 from pquant_fx.graph.info import info, place
 from pquant_fx.graph.passes import Pipeline
@@ -55,7 +55,7 @@ def test_only_constants_quantizers_and_the_dialect_are_left(name: str) -> None:
     gm = NETWORKS[name][0]()
     frozen = baked(gm)
     modules = [module_of(frozen, n) for n in frozen.graph.nodes]
-    assert not any(isinstance(m, Mask | BatchStatistics | nn.Dropout) for m in modules)
+    assert not any(isinstance(m, Mask | BatchCorrection | nn.Dropout) for m in modules)
     assert all(type(m) is FixedQuantizer for m in modules if m is not None)
     values = analyse(frozen).constants
     for node in frozen.graph.nodes:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import pquant_fx as pq
-from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.batch_correction import BatchCorrection
 from tests.models import ConvBN
 
 CONFIG = {
@@ -74,9 +74,10 @@ def measure(rank: int, world: int, folder: str) -> None:
 
 
 def statistics_of(y: torch.Tensor, synchronised: bool) -> dict[str, torch.Tensor]:
-    """Mean and variance, the running buffers after it, and the gradient of the sum of squares of both."""
+    """The corrected value, the running buffers after it, and the gradient of the sum of its squares."""
     mean, variance, batches = torch.zeros(3), torch.ones(3), torch.tensor(0)
-    out = BatchStatistics(0.1, synchronised).train()(y, mean, variance, batches)
+    gamma, beta = torch.tensor([1.0, -0.5, 0.25]), torch.tensor([0.5, 0.0, 1.0])
+    out = BatchCorrection(0.1, 1e-5, synchronised).train()(y, mean, variance, batches, gamma, beta)
     out.square().sum().backward()
     return {"out": out.detach(), "mean": mean, "variance": variance, "batches": batches, "gradient": y.grad}
 
@@ -87,8 +88,9 @@ def test_synchronised_statistics_are_those_of_all_ranks_together(tmp_path: Path)
     mp.spawn(measure, args=(2, str(tmp_path)), nprocs=2)
     together = statistics_of(torch.cat(halves).requires_grad_(), synchronised=False)
     ranks = [torch.load(tmp_path / f"rank{n}.pt", weights_only=True) for n in (0, 1)]
+    torch.testing.assert_close(torch.cat([found["out"] for found in ranks]), together["out"], rtol=1e-4, atol=1e-4)
     for found in ranks:
-        for name in ("out", "mean", "variance", "batches"):
+        for name in ("mean", "variance", "batches"):
             torch.testing.assert_close(found[name], together[name], rtol=1e-4, atol=1e-4)
     # each rank adds its own copy of the loss: the gradient of two
     torch.testing.assert_close(torch.cat([r["gradient"] for r in ranks]), 2 * together["gradient"], rtol=1e-3, atol=1e-4)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.dialect import Mask
 from pquant_fx.graph.info import NodeInfo, set_info
 from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer, DynamicQuantizer, FixedQuantizer
@@ -65,14 +65,13 @@ class _Net:
     def conv_bn(self, x: Node, conv: str, bn: str, statistics: bool) -> Node:
         geometry = ((1, 1), (1, 1), (1, 1), 1)
         mean, var = self.graph.get_attr(f"{bn}.running_mean"), self.graph.get_attr(f"{bn}.running_var")
-        if statistics:
-            raw = self.call(F.conv2d, x, self.graph.get_attr(f"{conv}.weight"), None, *geometry)
-            path = self.own(f"{bn}_statistics", BatchStatistics(0.1))
-            both = self.graph.call_module(path, (raw, mean, var, self.graph.get_attr(f"{bn}.num_batches_tracked")))
-            mean, var = self.call(operator.getitem, both, 0), self.call(operator.getitem, both, 1)
         scale = self.call(operator.mul, self.graph.get_attr(f"{bn}.weight"), self.call(torch.rsqrt, self.call(operator.add, var, 1e-5)))
         offset = self.call(operator.sub, self.graph.get_attr(f"{bn}.bias"), self.call(operator.mul, mean, scale))
-        return self.call(F.conv2d, x, self.weight(conv, scale), self.bias(conv, offset), *geometry)
+        folded = self.call(F.conv2d, x, self.weight(conv, scale), self.bias(conv, offset), *geometry)
+        if not statistics:
+            return folded
+        batches, gamma, beta = (self.graph.get_attr(f"{bn}.{name}") for name in ("num_batches_tracked", "weight", "bias"))
+        return self.graph.call_module(self.own(f"{bn}_correction", BatchCorrection(0.1, 1e-5)), (folded, mean, var, batches, gamma, beta))
 
     def done(self, result: Node) -> GraphModule:
         self.graph.output(result)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from pquant_fx.errors import LoweringError, PQuantError
-from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.dialect import Mask, Quantizer, attribute_at, module_of, op_of
 from pquant_fx.graph.info import place
 
@@ -34,9 +34,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def circuit_inputs(gm: GraphModule, node: Node) -> list[Node]:
-    """The nodes that `node` depends on in evaluation: BatchStatistics then reads its running buffers only."""
-    if isinstance(module_of(gm, node), BatchStatistics):
-        return [a for a in node.args[1:] if isinstance(a, Node)]
+    """The nodes that `node` depends on in evaluation, where a BatchCorrection hands its first operand on."""
+    if isinstance(module_of(gm, node), BatchCorrection):
+        return [a for a in node.args[:1] if isinstance(a, Node)]
     return node.all_input_nodes
 
 
@@ -55,7 +55,7 @@ def computes(gm: GraphModule, node: Node) -> bool:
     What is opaque is refused itself; how exact its constants are is then no question.
     """
     if node.op == "call_module":
-        return isinstance(module_of(gm, node), Quantizer | Mask | BatchStatistics)
+        return isinstance(module_of(gm, node), Quantizer | Mask | BatchCorrection)
     return node.op == "output" or op_of(node) is not None
 
 
@@ -90,7 +90,6 @@ def _value(gm: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
     if node.op == "get_attr":
         found = attribute_at(gm, str(node.target))
         return found.detach() if isinstance(found, Tensor) else found
-    # BatchStatistics' first operand is data, which has no value here and which evaluation does not read
     args = map_arg(node.args, lambda n: values.get(n))
     kwargs = map_arg(node.kwargs, lambda n: values.get(n))
     if node.op == "call_function" and callable(node.target):

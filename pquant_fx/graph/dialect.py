@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from pquant_fx.errors import PassError, Problem
 from pquant_fx.formats import OverflowMode, RoundingMode
-from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.info import place
 
 __all__ = [
@@ -64,13 +64,15 @@ class Op:
     kind: `weighted` multiplies data by a parameter (args 0, 1, 2 are x, weight, bias); `arithmetic` combines values;
     `pool` sums or averages; `activation` is elementwise on one value; `grid` moves or selects values and keeps their codes.
     data: how many leading arguments are data values (-1: the first argument is a tuple of them).
-    non_negative: the result is >= 0 whatever the input; None: if all its data inputs are.
+    non_negative: the result is >= 0 whatever the input; None: if all its data inputs are. bounds: what the result can not leave,
+    whatever the input (for hardtanh its arguments say so).
     """
 
     name: str
     kind: Kind
     data: int = 1
     non_negative: bool | None = False
+    bounds: tuple[float, float] | None = None
 
 
 OPS: dict[Callable[..., Any], Op] = {
@@ -87,7 +89,7 @@ OPS: dict[Callable[..., Any], Op] = {
     torch.minimum: Op("minimum", "arithmetic", 2, None),
     torch.rsqrt: Op("rsqrt", "arithmetic"),
     F.relu: Op("relu", "activation", non_negative=True),
-    F.relu6: Op("relu6", "activation", non_negative=True),
+    F.relu6: Op("relu6", "activation", non_negative=True, bounds=(0.0, 6.0)),
     F.leaky_relu: Op("leaky_relu", "activation"),
     F.hardtanh: Op("hardtanh", "activation"),
     F.avg_pool1d: Op("avg_pool1d", "pool", non_negative=None),
@@ -103,7 +105,7 @@ OPS: dict[Callable[..., Any], Op] = {
     operator.getitem: Op("getitem", "grid", non_negative=None),
 }
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-IDENTITIES = (nn.Identity, *DROPOUTS)
+IDENTITIES = (nn.Identity, *DROPOUTS, BatchCorrection)
 """Leaf modules that do nothing in evaluation."""
 
 
@@ -184,18 +186,16 @@ def op_of(node: Node) -> Op | None:
 
 
 def is_parameter_value(node: Node) -> bool:
-    """Whether `node` depends on parameters and buffers only: a constant of the circuit, batch statistics included.
+    """Whether `node` depends on parameters and buffers only: a constant of the circuit.
 
     Answers are kept with the graph until the next Rewriter or `verify` (see `forget_answers`), or every question would walk
     back to the inputs and a pass would cost the square of the depth.
     """
-    gm = node.graph.owning_module
     known: dict[Node, bool] = vars(node.graph).setdefault(_ANSWERS, {})
     stack = [node]
     while stack:
         current = stack[-1]
-        measured = gm is not None and isinstance(module_of(gm, current), BatchStatistics)
-        inputs = [] if measured else current.all_input_nodes
+        inputs = current.all_input_nodes
         unknown = [used for used in inputs if used not in known]
         if current.op == "placeholder" or any(known.get(used) is False for used in inputs):
             known[stack.pop()] = False

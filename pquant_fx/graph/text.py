@@ -12,7 +12,6 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.batch_statistics import BatchStatistics
 from pquant_fx.graph.dialect import Mask, Quantizer, module_of, op_of
 from pquant_fx.graph.info import info
 
@@ -45,8 +44,7 @@ def _batched(gm: GraphModule) -> set[Node]:
     """Nodes that depend on data: their first axis is the batch."""
     found: set[Node] = set()
     for node in gm.graph.nodes:
-        measured = isinstance(module_of(gm, node), BatchStatistics)
-        if node.op == "placeholder" or (not measured and any(used in found for used in node.all_input_nodes)):
+        if node.op == "placeholder" or any(used in found for used in node.all_input_nodes):
             found.add(node)
     return found
 

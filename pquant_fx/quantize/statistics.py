@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pquant_fx.graph.batch_statistics import BatchStatistics
+from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.constants import evaluating
 from pquant_fx.graph.dialect import module_of
 from pquant_fx.graph.exactness import lacks_variance
@@ -23,7 +23,7 @@ __all__ = ["measured_statistics"]
 
 @contextmanager
 def measured_statistics(gm: GraphModule, batches: Sequence[Any]) -> Iterator[None]:
-    """Let every BatchStatistics that has seen no batch use the averages over `batches`; the buffers are restored afterwards.
+    """Let every BatchCorrection that has seen no batch use the averages over `batches`; the buffers are restored afterwards.
 
     Batches that are too small to have a variance are left out.
     """
@@ -54,9 +54,9 @@ def _run(gm: GraphModule, batch: Any) -> None:
             raise
 
 
-def _statistics(gm: GraphModule) -> Iterator[tuple[BatchStatistics, list[Tensor]]]:
-    """Each statistics module with its running mean, running variance and batch counter."""
+def _statistics(gm: GraphModule) -> Iterator[tuple[BatchCorrection, list[Tensor]]]:
+    """Each correction with its running mean, running variance and batch counter."""
     for node in gm.graph.nodes:
         module = module_of(gm, node)
-        if isinstance(module, BatchStatistics):
-            yield module, [gm.get_buffer(str(a.target)) for a in node.args[1:] if isinstance(a, Node)]
+        if isinstance(module, BatchCorrection):
+            yield module, [gm.get_buffer(str(a.target)) for a in node.args[1:4] if isinstance(a, Node)]
