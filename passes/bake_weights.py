@@ -3,10 +3,12 @@
     get_attr conv.weight -> * scale -> Mask -> DynamicQuantizer -> F.conv2d
         ->   get_attr pq.conv.weight.value -> FixedQuantizer -> F.conv2d          the value lies on the grid already
     CalibratedQuantizer(x)    ->   FixedQuantizer(x)                              static formats
+    x * 2^round(m)            ->   x * 0.5                                        the learned power of two as a number
     Dropout(x)                ->   x
 
 Every parameter value is computed once, in evaluation: masks, BatchNorm's arithmetic and running statistics vanish into it.
-The quantizer stays on its constant, because it names the format. Results in eval keep every bit; results in train change
+The quantizer stays on its constant, because it names the format; where every element had a width of its own, that becomes the
+fewest bits which hold its value (a pruned weight has none). Results in eval keep every bit; results in train change
 by design (no dropout, no batch statistics), which is why the pass does not call itself exact.
 """
 
@@ -20,11 +22,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import ConfigError, LoweringError, Problem
-from pquant_fx.graph.constants import circuit_inputs, computes, constant_values, live_nodes
+from pquant_fx.graph.constants import computes, constant_values, live_nodes, readers
 from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of
 from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, constant
+from pquant_fx.graph.power_of_two import PowerOfTwo
 from pquant_fx.graph.rewriter import OWN, Rewriter, is_own_constant
+from pquant_fx.quantize.minimal import with_minimal_formats
 from pquant_fx.quantize.quantizers import FixedQuantizer
 
 __all__ = ["bake_weights"]
@@ -48,6 +52,8 @@ def bake_weights(gm: GraphModule) -> bool:
             _bake_quantizer(node, quantizer, rw, values)
         elif isinstance(quantizer, Quantizer):
             _freeze_quantizer(node, quantizer, rw)
+        elif isinstance(quantizer, PowerOfTwo):
+            _bake_factor(node, quantizer.number(), rw)
         elif node in values and _feeds_data(gm, node, values, live):
             _bake_value(node, rw, values[node])
         elif isinstance(quantizer, IDENTITIES):
@@ -57,12 +63,7 @@ def bake_weights(gm: GraphModule) -> bool:
 
 
 def _feeds_data(gm: GraphModule, node: Node, values: dict[Node, Tensor], live: set[Node]) -> bool:
-    return any(user not in values for user in _readers(gm, node, live))
-
-
-def _readers(gm: GraphModule, node: Node, live: set[Node]) -> list[Node]:
-    """Who reads the value in evaluation."""
-    return [user for user in node.users if user in live and node in circuit_inputs(gm, user)]
+    return any(user not in values for user in readers(gm, node, live))
 
 
 def _problem(node: Node, rw: Rewriter, values: dict[Node, Tensor], live: set[Node]) -> Problem | None:
@@ -72,7 +73,9 @@ def _problem(node: Node, rw: Rewriter, values: dict[Node, Tensor], live: set[Nod
     if quantizer is not None and not quantizer.calibrated:
         what = f"the quantizer '{node.target}' has no format yet"
         return Problem("PQ307", what, "call `model.calibrate(batches)` with real data, or set a format", place(node))
-    if node not in values or not (quantizer is not None or any(u not in values and computes(rw.gm, u) for u in _readers(rw.gm, node, live))):
+    if node not in values or not (
+        quantizer is not None or any(u not in values and computes(rw.gm, u) for u in readers(rw.gm, node, live))
+    ):
         return None
     try:
         constant(values[node].cpu().double().numpy(), *(() if quantizer is not None else (CONSTANT_BITS,)))
@@ -89,7 +92,7 @@ def _bake_quantizer(node: Node, quantizer: Quantizer, rw: Rewriter, values: dict
     if type(quantizer) is FixedQuantizer and is_own_constant(source) and torch.equal(values[source], values[node]):
         return
     try:
-        made = _static(quantizer, values[source])
+        made = with_minimal_formats(_static(quantizer, values[source]), values[node])
     except ConfigError as error:
         raise LoweringError([Problem(p.code, f"'{path}': {p.what}", p.remedy, place(node)) for p in error.problems]) from error
     alone = sum(1 for n in rw.graph.nodes if n.op == "call_module" and n.target == path) == 1
@@ -111,6 +114,15 @@ def _freeze_quantizer(node: Node, quantizer: Quantizer, rw: Rewriter) -> None:
     """The same format, which nothing will change any more."""
     if type(quantizer) is not FixedQuantizer:
         rw.exchange(str(node.target), _static(quantizer, None))
+
+
+def _bake_factor(node: Node, number: float, rw: Rewriter) -> None:
+    """A learned power of two as a number, which every engine reads as a shift; a factor of 1 goes."""
+    for user in list(node.users):
+        if number == 1:
+            rw.remove(user)
+        else:
+            rw.set_args(user, *(number if a is node else a for a in user.args))
 
 
 def _bake_value(node: Node, rw: Rewriter, value: Tensor) -> None:

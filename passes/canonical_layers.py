@@ -24,7 +24,7 @@ from pquant_fx.passes.canonical_form import (
     shape_of,
 )
 
-__all__ = ["LAYER_RULES", "adaptive_pool", "convolution"]
+__all__ = ["LAYER_RULES", "adaptive_pool", "convolution", "transposed_convolution"]
 
 T = torch.Tensor
 
@@ -51,6 +51,17 @@ def convolution(node: Node, rw: Rewriter, n: int, function: Callable[..., Any]) 
             x = described(rw.call(F.pad, x, tuple(pads), "constant", 0), x, (*shape_of(x)[:2], *sizes))
             padding = 0
     return canonical(node, rw, function, x, weight, bias, step, each(padding, n), spread, groups)
+
+
+def transposed_convolution(node: Node, rw: Rewriter, n: int, function: Callable[..., Any]) -> Node | None:
+    """Tuples for all options."""
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    defaults: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+    x, weight, bias, stride, padding, output_padding, groups, dilation = arguments(node, *names, **defaults)
+    if len(sample_shape(x)) != n + 1:
+        raise NotCanonical
+    step, sides, more = (each(v, n) for v in (stride, padding, output_padding))
+    return canonical(node, rw, function, x, weight, bias, step, sides, more, groups, each(dilation, n))
 
 
 def max_pool(node: Node, rw: Rewriter, n: int, function: Callable[..., Any]) -> Node | None:
@@ -111,7 +122,7 @@ def pad(node: Node, rw: Rewriter) -> Node | None:
 
 
 def reduction(node: Node, rw: Rewriter, function: Callable[..., Any]) -> Node | None:
-    """Mean and sum over axes other than the batch."""
+    """Mean, sum and largest value over axes other than the batch."""
     x, axes, keep, dtype = arguments(node, "input", "dim", "keepdim", "dtype", dim=None, keepdim=False, dtype=None)
     found = axes_of(axes, len(sample_shape(x)) + 1)
     if dtype is not None or found[0] == 0:
@@ -123,6 +134,8 @@ LAYER_RULES: dict[Callable[..., Any], Rule] = {
     F.linear: linear,
     F.conv1d: partial(convolution, n=1, function=F.conv1d),
     F.conv2d: partial(convolution, n=2, function=F.conv2d),
+    F.conv_transpose1d: partial(transposed_convolution, n=1, function=F.conv_transpose1d),
+    F.conv_transpose2d: partial(transposed_convolution, n=2, function=F.conv_transpose2d),
     **dict.fromkeys((F.max_pool1d, torch.max_pool1d), partial(max_pool, n=1, function=F.max_pool1d)),
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), partial(max_pool, n=2, function=F.max_pool2d)),
     F.avg_pool1d: partial(average_pool, n=1, function=F.avg_pool1d),
@@ -134,4 +147,5 @@ LAYER_RULES: dict[Callable[..., Any], Rule] = {
     F.pad: pad,
     **dict.fromkeys((torch.mean, T.mean), partial(reduction, function=torch.mean)),
     **dict.fromkeys((torch.sum, T.sum), partial(reduction, function=torch.sum)),
+    **dict.fromkeys((torch.amax, T.amax), partial(reduction, function=torch.amax)),
 }

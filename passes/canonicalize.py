@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pquant_fx.graph.batch import has_batch_axis, mark_without_batch_axis
 from pquant_fx.graph.rewriter import Rewriter
+from pquant_fx.passes.canonical_activations import ACTIVATION_RULES
 from pquant_fx.passes.canonical_form import NotCanonical, Rule, arguments, canonical, is_tensor
 from pquant_fx.passes.canonical_layers import LAYER_RULES
 from pquant_fx.passes.canonical_shapes import SHAPE_RULES
@@ -108,6 +109,7 @@ RULES: dict[Callable[..., Any], Rule] = {
     F.hardtanh: hardtanh,
     **dict.fromkeys((T.clone, torch.clone, T.contiguous), identity),
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), dropout),
+    **ACTIVATION_RULES,
     **LAYER_RULES,
     **SHAPE_RULES,
 }
@@ -118,6 +120,7 @@ _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.permute: T.permute,
     torch.mean: T.mean,
     torch.sum: T.sum,
+    torch.amax: T.amax,
     torch.cat: torch.concat,
     operator.getitem: T.__getitem__,
     F.pad: torch._C._nn.pad,

@@ -5,6 +5,7 @@
     y = BN(x)  (anything else)  ->   y = x * scale + (beta + (-mean) * scale)
 
 so that what is quantized later is what the hardware multiplies with (Jacob et al. 2018; never gamma and beta on their own).
+A layer whose parameters the user quantizes is left as it is, like anything else that is no layer.
 No parameter is divided by, replaced or copied: the checkpoint keys stay, and a gamma of zero is an ordinary value.
 
 The running statistics are folded, in training too. A network that never saw data trains with batch statistics: behind the
@@ -24,13 +25,15 @@ from torch.nn import functional as F
 
 from pquant_fx.errors import PassError, Problem
 from pquant_fx.graph.batch_correction import BatchCorrection
+from pquant_fx.graph.dialect import Quantizer
 from pquant_fx.graph.info import info, place, set_info
 from pquant_fx.graph.rewriter import Rewriter
 
 __all__ = ["FoldBatchnorm", "has_running_statistics"]
 
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_FOLDS_INTO = (F.linear, F.conv1d, F.conv2d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d)
+_FOLDS_INTO = (F.linear, F.conv1d, F.conv2d, *_TRANSPOSED)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
@@ -101,8 +104,8 @@ def _rewritten(node: Node, rw: Rewriter) -> Node:
     beta = rw.get_attr(f"{node.target}.bias") if norm.affine else None
     shape = info(value).shape
     rank = len(shape) if shape is not None else 2
-    alone = len(value.users) == 1
-    if value.target in _FOLDS_INTO and alone and (value.target is not F.linear or rank == 2):  # else BN's channels are not Linear's
+    foldable = value.target in _FOLDS_INTO and len(value.users) == 1 and not _is_quantized(value, rw)
+    if foldable and (value.target is not F.linear or rank == 2):  # else BN's channels are not Linear's
         return _folded(value, scale, mean, beta, rw)
     offset = rw.call(operator.mul, rw.call(operator.neg, mean), scale)  # never mean itself: training changes it in place
     if beta is not None:
@@ -113,11 +116,22 @@ def _rewritten(node: Node, rw: Rewriter) -> Node:
     return rw.call(operator.add, rw.call(operator.mul, value, factor), offset)
 
 
+def _is_quantized(layer: Node, rw: Rewriter) -> bool:
+    """Whether the user quantizes the layer's parameters: a scale on top would take them off their grid."""
+    stack, seen = [a for a in layer.args[1:3] if isinstance(a, Node)], set[Node]()
+    while stack:
+        node = stack.pop()
+        if rw.module(node, Quantizer) is not None:
+            return True
+        seen.add(node)
+        stack.extend(n for n in node.all_input_nodes if n not in seen)
+    return False
+
+
 def _folded(value: Node, scale: Node, mean: Node, beta: Node | None, rw: Rewriter) -> Node:
     """The producing layer again, with the scaled weight and the shifted bias."""
-    x, weight, bias, *rest = value.args
-    rank = {F.linear: 2, F.conv1d: 3, F.conv2d: 4}[value.target]  # type: ignore[index]
-    new_weight = rw.call(operator.mul, weight, rw.call(torch.reshape, scale, (-1, *(1 for _ in range(rank - 1)))))
+    x, _, bias, *rest = value.args
+    new_weight = _scaled(value, scale, rw)
     shifted = rw.call(operator.neg, mean) if bias is None else rw.call(operator.sub, bias, mean)
     new_bias = rw.call(operator.mul, shifted, scale)
     if beta is not None:
@@ -125,6 +139,20 @@ def _folded(value: Node, scale: Node, mean: Node, beta: Node | None, rw: Rewrite
     folded = rw.call(value.target, x, new_weight, new_bias, *rest)  # type: ignore[arg-type]
     rw.inherit(folded, value)
     return folded
+
+
+def _scaled(value: Node, scale: Node, rw: Rewriter) -> Node:
+    """The weight times one scale an output channel, which a transposed convolution counts inside of its groups: (C, O / groups, ...)."""
+    weight = value.args[1]
+    if value.target not in _TRANSPOSED:
+        rank = {F.linear: 2, F.conv1d: 3, F.conv2d: 4}[value.target]  # type: ignore[index]
+        return rw.call(operator.mul, weight, rw.call(torch.reshape, scale, (-1, *(1 for _ in range(rank - 1)))))
+    assert isinstance(weight, Node)
+    groups, shape = int(value.args[6]), info(weight).shape  # type: ignore[arg-type]
+    assert shape is not None
+    apart = rw.call(torch.reshape, weight, (groups, shape[0] // groups, *shape[1:]))
+    scaled = rw.call(operator.mul, apart, rw.call(torch.reshape, scale, (groups, 1, shape[1], *(1 for _ in shape[2:]))))
+    return rw.call(torch.reshape, scaled, shape)
 
 
 def _corrected(node: Node, folded: Node, rw: Rewriter) -> Node:

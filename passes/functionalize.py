@@ -14,13 +14,14 @@ from torch.nn.utils import parametrize
 from pquant_fx.graph.batch import mark_without_batch_axis
 from pquant_fx.graph.info import info, set_info
 from pquant_fx.graph.rewriter import Rewriter
+from pquant_fx.passes.canonical_activations import ACTIVATION_RULES
 from pquant_fx.passes.canonical_form import NotCanonical
 from pquant_fx.passes.canonical_layers import LAYER_RULES
 from pquant_fx.passes.canonical_shapes import SHAPE_RULES
 
 __all__ = ["Functionalize", "functionalize"]
 
-_RULES = LAYER_RULES | SHAPE_RULES
+_RULES = ACTIVATION_RULES | LAYER_RULES | SHAPE_RULES
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and what follows x in its arguments; strings name parameters
 
 
@@ -33,6 +34,13 @@ def _convolution(m: Any, x: Node) -> Call:
         raise NotCanonical
     function = F.conv1d if isinstance(m, nn.Conv1d) else F.conv2d
     return function, ("weight", "bias", m.stride, _Text(m.padding) if isinstance(m.padding, str) else m.padding, m.dilation, m.groups)
+
+
+def _transposed_convolution(m: Any, x: Node) -> Call:
+    if m.padding_mode != "zeros":
+        raise NotCanonical
+    function = F.conv_transpose1d if isinstance(m, nn.ConvTranspose1d) else F.conv_transpose2d
+    return function, ("weight", "bias", m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
 
 def _max_pool(m: Any, x: Node) -> Call:
@@ -60,10 +68,27 @@ TABLE: dict[type[nn.Module], Callable[[Any, Node], Call]] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
+    nn.ConvTranspose1d: _transposed_convolution,
+    nn.ConvTranspose2d: _transposed_convolution,
     nn.ReLU: lambda m, x: (F.relu, ()),
     nn.ReLU6: lambda m, x: (F.relu6, ()),
     nn.LeakyReLU: lambda m, x: (F.leaky_relu, (m.negative_slope,)),
     nn.Hardtanh: lambda m, x: (F.hardtanh, (m.min_val, m.max_val)),
+    nn.PReLU: lambda m, x: (F.prelu, ("weight",)),
+    nn.Tanh: lambda m, x: (torch.tanh, ()),
+    nn.Sigmoid: lambda m, x: (torch.sigmoid, ()),
+    nn.GELU: lambda m, x: (F.gelu, (_Text(m.approximate),)),
+    nn.SiLU: lambda m, x: (F.silu, ()),
+    nn.ELU: lambda m, x: (F.elu, (m.alpha,)),
+    nn.SELU: lambda m, x: (F.selu, ()),
+    nn.CELU: lambda m, x: (F.celu, (m.alpha,)),
+    nn.Mish: lambda m, x: (F.mish, ()),
+    nn.Softplus: lambda m, x: (F.softplus, (m.beta, m.threshold)),
+    nn.Softsign: lambda m, x: (F.softsign, ()),
+    nn.LogSigmoid: lambda m, x: (F.logsigmoid, ()),
+    nn.Hardsigmoid: lambda m, x: (F.hardsigmoid, ()),
+    nn.Hardswish: lambda m, x: (F.hardswish, ()),
+    nn.Softmax: lambda m, x: (F.softmax, (m.dim,)),
     nn.MaxPool1d: _max_pool,
     nn.MaxPool2d: _max_pool,
     nn.AvgPool1d: _avg_pool1d,

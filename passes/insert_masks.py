@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pquant_fx.config import Config
-from pquant_fx.graph.dialect import Mask, op_of
+from pquant_fx.graph.dialect import Mask, Quantizer, op_of
 from pquant_fx.graph.rewriter import Rewriter
 from pquant_fx.passes.settings import settings_of
 
@@ -42,7 +42,7 @@ class InsertMasks:
             if op is None or op.kind != "weighted":
                 continue
             settings = settings_of(self.config, gm, node)
-            source = _weight_source(node.args[1])
+            source = _weight_source(node.args[1], rw)
             if source is None or not settings.prune or rw.module(source, Mask) is not None:
                 continue
             path = str(source.target)
@@ -58,8 +58,8 @@ class InsertMasks:
         return rw.changed
 
 
-def _weight_source(weight: object) -> Node | None:
-    """The `get_attr` (or mask) node at the bottom of a weight: through the first operand of each scaling."""
-    while isinstance(weight, Node) and weight.op == "call_function":
+def _weight_source(weight: object, rw: Rewriter) -> Node | None:
+    """The `get_attr` (or mask) node at the bottom of a weight: through a quantizer of the user and the first operand of each scaling."""
+    while isinstance(weight, Node) and (weight.op == "call_function" or rw.module(weight, Quantizer) is not None):
         weight = weight.args[0]
     return weight if isinstance(weight, Node) and weight.op in ("get_attr", "call_module") else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch.fx import GraphModule
+from torch.nn import functional as F
 
 from pquant_fx.config.template import LayerRow
 from pquant_fx.graph.dialect import op_of
@@ -17,7 +18,8 @@ def layer_rows(gm: GraphModule) -> list[LayerRow]:
     rows = []
     for node in gm.graph.nodes:
         op = op_of(node)
-        if op is not None and op.kind != "grid":
+        kind = op.kind if op is not None else "table" if node.target is F.softmax else "grid"
+        if kind != "grid":
             record = info(node)
-            rows.append(LayerRow(record.path or node.name, type_name(gm, node), record.site, op.kind, record.shape))
+            rows.append(LayerRow(record.path or node.name, type_name(gm, node), record.site, kind, record.shape))
     return rows

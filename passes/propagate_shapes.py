@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from pquant_fx.graph.dialect import Mask, Quantizer, attribute_at, module_of
+from pquant_fx.graph.dialect import IDENTITIES, Mask, Quantizer, attribute_at, module_of
 from pquant_fx.graph.info import info, set_info
 from pquant_fx.graph.shapes import Shapes
 
@@ -48,7 +48,7 @@ def _value(gm: GraphModule, node: Node, values: dict[Node, Any], shapes: Shapes)
         return _recorded(node)
     args, kwargs = map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
     module = module_of(gm, node)
-    if isinstance(module, Quantizer | Mask):
+    if isinstance(module, (Quantizer, Mask, *IDENTITIES)):
         return args[0]
     try:
         if module is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -10,16 +11,25 @@ from torch.fx import GraphModule, Node
 from pquant_fx.config import Config, LayerSettings
 from pquant_fx.graph.dialect import op_of
 from pquant_fx.graph.info import info
+from pquant_fx.graph.values import origin_of
 
-__all__ = ["known_layers", "own_path", "settings_of", "type_name"]
+__all__ = ["input_settings", "known_layers", "own_path", "parallelism", "settings_of", "type_name"]
 
 
 def settings_of(config: Config, gm: GraphModule, node: Node) -> LayerSettings:
-    """The settings of the layer that `node` stands for."""
+    """The settings of the layer that `node` stands for, or whose result it adjusts."""
+    node = origin_of(node)
     record = info(node)
     op = op_of(node)
     kind = op.kind if op is not None else node.op
     return config.settings_for(path=record.path or node.name, kind=kind, type_name=type_name(gm, node), site=record.site)
+
+
+def input_settings(config: Config, node: Node) -> LayerSettings:
+    """The settings of the network's input `node`: a format declared under `inputs` holds whatever the switches say."""
+    name = str(node.target)
+    found = config.settings_for(name, "input", "placeholder")
+    return replace(found, quantize_input=True) if config.input_format(name) is not None else found
 
 
 def type_name(gm: GraphModule, node: Node) -> str:
@@ -30,6 +40,12 @@ def type_name(gm: GraphModule, node: Node) -> str:
     if module is not None and type(module).__module__.startswith("torch.nn") and not list(module.children()):
         return type(module).__name__
     return op.name if op is not None else node.op
+
+
+def parallelism(config: Config, gm: GraphModule) -> dict[str, int]:
+    """n_parallel of the layers that the configuration gives one, by module path (path@site from the second call site on)."""
+    weighted = [n for n in gm.graph.nodes if (op := op_of(n)) is not None and op.kind == "weighted" and info(n).path]
+    return {info(n).label: asked for n in weighted if (asked := settings_of(config, gm, n).n_parallel) is not None}
 
 
 def own_path(node: Node) -> str:

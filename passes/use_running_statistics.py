@@ -1,6 +1,6 @@
 """use_running_statistics: in a frozen network BatchNorm has its running statistics, which are folded already.
 
-    BatchCorrection(y, ...)  ->  y
+BatchCorrection(y, ...)  ->  y
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TrainingError,
         TransferError,
     )
+    from pquant_fx.estimate import Ebops
     from pquant_fx.formats import FixedFormat
     from pquant_fx.frozen import FrozenModel
     from pquant_fx.graph.dialect import Mask, Quantizer
@@ -34,7 +35,23 @@ if TYPE_CHECKING:
     from pquant_fx.graph.rewriter import Rewriter
     from pquant_fx.lower.verify import VerifyReport
     from pquant_fx.passes import default_pipeline
-    from pquant_fx.quantize.fixed_point import fixed_point
+    from pquant_fx.quantize import (
+        AccumulatorQuantizer,
+        CalibratedQuantizer,
+        DynamicQuantizer,
+        FixedQuantizer,
+        HGQData,
+        HGQWeight,
+        LearnedQuantizer,
+        LSQData,
+        LSQWeight,
+        PACTData,
+        TQTData,
+        TQTWeight,
+        TrackedQuantizer,
+        fixed_point,
+    )
+    from pquant_fx.train.groups import param_groups
     from pquant_fx.train.history import History
     from pquant_fx.train.session import session
 
@@ -44,11 +61,16 @@ _ERRORS = (
     "CalibrationError ConfigError ExtraMissingError InputError LoweringError OutputError PassError Place PQuantError PQuantWarning "
     "Problem TraceError TrainingError TransferError"
 )
+_QUANTIZERS = (
+    "AccumulatorQuantizer CalibratedQuantizer DynamicQuantizer FixedQuantizer HGQData HGQWeight LSQData LSQWeight LearnedQuantizer "
+    "PACTData TQTData TQTWeight TrackedQuantizer fixed_point"
+)
 _HOME = {
     "api": "CheckReport check compile template",
     "compiled": "CompiledModel",
     "config": "Config load_config",
     "errors": _ERRORS,
+    "estimate": "Ebops",
     "formats": "FixedFormat",
     "frozen": "FrozenModel",
     "graph.dialect": "Mask Quantizer",
@@ -57,13 +79,16 @@ _HOME = {
     "graph.rewriter": "Rewriter",
     "lower.verify": "VerifyReport",
     "passes": "default_pipeline",
-    "quantize.fixed_point": "fixed_point",
+    "quantize": _QUANTIZERS,
+    "train.groups": "param_groups",
     "train.history": "History",
     "train.session": "session",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
+    "AccumulatorQuantizer",
+    "CalibratedQuantizer",
     "CalibrationError",
     "CheckReport",
     "CompiledModel",
@@ -71,14 +96,23 @@ __all__ = [
     "ConfigError",
     "Diff",
     "Dump",
+    "DynamicQuantizer",
+    "Ebops",
     "ExtraMissingError",
     "FixedFormat",
+    "FixedQuantizer",
     "FrozenModel",
+    "HGQData",
+    "HGQWeight",
     "History",
     "InputError",
+    "LSQData",
+    "LSQWeight",
+    "LearnedQuantizer",
     "LoweringError",
     "Mask",
     "OutputError",
+    "PACTData",
     "PQuantError",
     "PQuantWarning",
     "Pass",
@@ -88,8 +122,11 @@ __all__ = [
     "Problem",
     "Quantizer",
     "Rewriter",
+    "TQTData",
+    "TQTWeight",
     "Timing",
     "TraceError",
+    "TrackedQuantizer",
     "TrainingError",
     "TransferError",
     "VerifyReport",
@@ -98,6 +135,7 @@ __all__ = [
     "default_pipeline",
     "fixed_point",
     "load_config",
+    "param_groups",
     "rewrite",
     "session",
     "template",

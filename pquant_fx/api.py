@@ -16,6 +16,7 @@ from pquant_fx.config import Config, ConfigLike, load_config
 from pquant_fx.errors import ConfigError, PQuantError, Problem
 from pquant_fx.example_inputs import ExampleInputs, example_inputs
 from pquant_fx.graph.passes import Pipeline
+from pquant_fx.graph.rewriter import notes_of
 from pquant_fx.passes import default_pipeline
 from pquant_fx.passes.insert_quantizers import output_names
 from pquant_fx.passes.propagate_shapes import propagate_shapes
@@ -45,6 +46,8 @@ def compile(
     Raises TraceError (PQ1xx), PassError (PQ6xx), ConfigError (PQ4xx), InputError (PQ305, PQ409), each with every finding.
     """
     settings = load_config(config)
+    if settings.pending:
+        raise ConfigError(settings.pending)
     refuse_no_model(model)
     examples = _examples(model, settings, example_inputs)
     traced = trace(model, examples.tensors, leaves=leaves)
@@ -58,7 +61,7 @@ def compile(
     unknown = (*settings.unmatched_rules(known_layers(gm)), *interfaces)
     if unknown:
         raise ConfigError(unknown)
-    compiled = CompiledModel(gm, settings, examples, traced.notes)
+    compiled = CompiledModel(gm, settings, examples, (*settings.notes, *traced.notes, *notes_of(gm)))
     if calibration is not None:
         compiled.calibrate(calibration)
     elif examples.source == "examples":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,15 +12,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pquant_fx.config import Config
-from pquant_fx.errors import InputError, Problem, TransferError
+from pquant_fx.errors import InputError, LoweringError, Problem, TransferError
 from pquant_fx.example_inputs import ExampleInputs
 from pquant_fx.graph.copies import adopt_tree, copy_graph_module
+from pquant_fx.graph.fusion import fused
 from pquant_fx.graph.inputs import bind_inputs, input_problems, input_specs
 from pquant_fx.graph.rewriter import OWN
+from pquant_fx.graph.synchronisation import follow_synchronised
 from pquant_fx.graph.text import fingerprint, text
 
 if TYPE_CHECKING:
     from pquant_fx.errors import Problem as Note
+    from pquant_fx.estimate import Ebops, EbopsPlan
     from pquant_fx.frozen import FrozenModel
     from pquant_fx.train.events import EpochEnd
     from pquant_fx.train.history import History
@@ -37,11 +41,13 @@ class CompiledModel(nn.Module):
     """
 
     graph_module: GraphModule
+    _running: tuple[str, GraphModule] | None
 
     def __init__(self, gm: GraphModule, config: Config, examples: ExampleInputs, notes: tuple[Note, ...] = ()) -> None:
         super().__init__()
         adopt_tree(self, gm)
         self.__dict__["graph_module"] = gm  # not registered as a child: it would give every key a prefix
+        self.__dict__["_running"] = None
         self.config = config
         self.notes = notes
         self._examples = examples
@@ -54,11 +60,23 @@ class CompiledModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The user's `forward`: same arguments and results. Raises InputError (PQ409) for other shapes, types or names."""
         self._check_inputs(args, kwargs)
-        return self.graph_module(*args, **kwargs)
+        run = self.graph_module if torch.compiler.is_compiling() else self._fast  # a compiler fuses by itself
+        return run(*args, **kwargs)
+
+    @property
+    def _fast(self) -> GraphModule:
+        """The graph as it is run, made anew when a pass has edited it."""
+        code = self.graph_module.code
+        if self._running is None or self._running[0] is not code:
+            self.__dict__["_running"] = (code, fused(self.graph_module))
+        assert self._running is not None
+        return self._running[1]
 
     def train(self, mode: bool = True) -> CompiledModel:
+        """As of any module. BatchNorm that became SyncBatchNorm since (`convert_sync_batchnorm`) is taken note of here."""
         super().train(mode)
         self.graph_module.training = mode
+        follow_synchronised(self.graph_module)
         return self
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -151,6 +169,30 @@ class CompiledModel(nn.Module):
 
         return text(self.graph_module, format_texts(self.graph_module, analyse(self.graph_module)))
 
+    def ebops(self) -> Ebops:
+        """Exact effective bit operations of one sample, in total and node by node, as the frozen network will have them.
+
+        Signs count as `ebops_sign` says, streamed layers by their `n_parallel`. Raises LoweringError for what has no exact format.
+        """
+        from pquant_fx.estimate import exact_ebops
+        from pquant_fx.graph.tables import Tabulated
+
+        if any(isinstance(m, Tabulated) for m in self.graph_module.modules()):
+            with suppress(LoweringError):  # not ready to be frozen: counted as it stands
+                return self.freeze().ebops()  # what follows from a table is known once it is one
+        return exact_ebops(self.graph_module, **self._counting())
+
+    def ebops_plan(self) -> EbopsPlan:
+        """The differentiable surrogate of `ebops`, prepared to be computed in every training step."""
+        from pquant_fx.estimate import EbopsPlan
+
+        return EbopsPlan(self.graph_module, **self._counting())
+
+    def _counting(self) -> dict[str, Any]:
+        from pquant_fx.passes.settings import parallelism
+
+        return {"sign": self.config.quantization_parameters.ebops_sign, "parallel": parallelism(self.config, self.graph_module)}
+
     @property
     def fingerprint(self) -> str:
         """Hash of the graph's structure: equal for every compile of the same model with the same configuration."""
@@ -191,11 +233,14 @@ class CompiledModel(nn.Module):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         gm = copy_graph_module(self.graph_module, memo)
-        skip = {"graph_module", *gm.__dict__.keys() & {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}}
+        skip = {"graph_module", "_running", *gm.__dict__.keys() & {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}}
         twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in skip})
-        twin.__dict__["graph_module"] = gm
+        twin.__dict__ |= {"graph_module": gm, "_running": None}
         adopt_tree(twin, gm)
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_running": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -106,7 +106,7 @@ def _run(output: Path, epochs: int | None, engines: Sequence[str], io_types: Seq
 
     tell("[4/6] freeze: constants, exact types")
     frozen = freeze(model, data)
-    table = graph_table(frozen.graph_module, frozen.formats, "residual network on handwritten digits")
+    table = graph_table(frozen.graph_module, frozen.formats, "residual network on handwritten digits", frozen.ebops())
     tell(table)
 
     reports = _verified(frozen, data, engines, io_types, tell)

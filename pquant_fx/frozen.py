@@ -25,9 +25,11 @@ from pquant_fx.graph.text import text
 from pquant_fx.graph.values import output_of
 from pquant_fx.lower.exact_forward import FLOAT32_BITS, compute_dtype
 from pquant_fx.passes import freezing_pipeline
-from pquant_fx.quantize.quantizers import CalibratedQuantizer
+from pquant_fx.quantize import HGQData
+from pquant_fx.quantize.protocols import Observable
 
 if TYPE_CHECKING:
+    from pquant_fx.estimate import Ebops
     from pquant_fx.lower.hls4ml.project import HlsProject
     from pquant_fx.lower.verify import VerifyReport
 
@@ -63,11 +65,15 @@ def freeze(compiled: CompiledModel) -> FrozenModel:
 def _refuse_uncalibrated(compiled: CompiledModel) -> None:
     gm = compiled.graph_module
     remedy = "call calibrate(batches) or fit(train) with real data first (on the command line: --data)"
-    if compiled.calibration_source == "shape" and any(isinstance(m, CalibratedQuantizer) for m in gm.modules()):
+    if compiled.calibration_source == "shape" and any(isinstance(m, Observable) for m in gm.modules()):
         raise LoweringError(Problem("PQ307", "the formats rest on a bare input shape, no data was seen", remedy))
     missing = [n for n in gm.graph.nodes if isinstance(m := module_of(gm, n), Quantizer) and not m.calibrated]
     if missing:
         raise LoweringError([Problem("PQ307", "this quantizer has no format yet", remedy, place(n)) for n in missing])
+    following = [n for n in gm.graph.nodes if isinstance(m := module_of(gm, n), HGQData) and not m.is_traced]
+    what, remedy = "this range is what the last training batches needed", "call calibrate(batches) with training data: it traces the ranges"
+    if following:
+        raise LoweringError([Problem("PQ307", what, f"{remedy} (fit does so at its end)", place(n)) for n in following])
 
 
 def _refuse_nan(gm: GraphModule) -> None:
@@ -99,6 +105,7 @@ class FrozenModel(nn.Module):
         self._narrow = _narrow_outputs(gm, formats)
         self.graph_module = gm.to(self.dtype)
         self._inputs = dict(compiled._inputs)
+        self._counting = compiled._counting()
         self._double: GraphModule | None = None
         self._projects: dict[str, HlsProject] = {}
         super().train(False)
@@ -167,7 +174,8 @@ class FrozenModel(nn.Module):
         )
 
     def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel") -> VerifyReport:
-        """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference.
+        """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference, but names the
+        first node at which an engine leaves torch. qonnx runs in float64 (its row says so) where 24 bits do not hold every value.
 
         x: a tensor, or a tuple of tensors or a dict for several inputs; float64 is rounded to float32 first, for all engines alike.
         Raises InputError: PQ409 for other shapes or no sample, PQ305 for NaN or infinity; ConfigError (PQ405) for unknown names, or none.
@@ -182,6 +190,12 @@ class FrozenModel(nn.Module):
             raise InputError(problems)
         inputs = [x.float() if x.is_floating_point() else x for x in inputs]  # what every engine takes
         return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type)
+
+    def ebops(self) -> Ebops:
+        """Exact effective bit operations of one sample, in total and node by node: those of the compiled model, see there."""
+        from pquant_fx.estimate import exact_ebops
+
+        return exact_ebops(self.graph_module, self.formats, **self._counting)
 
     def text(self) -> str:
         """The graph, one node a line, with shapes, formats, module paths and source lines."""

@@ -54,6 +54,24 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Maker]] = {
         (4, 6, 6),
         lambda n, a, b, w: n.call(F.conv2d, a, _weights(n, "c.weight", (4, 1, 3, 3), w), None, (2, 2), (1, 1), (1, 1), 4),
     ),
+    "conv_transpose2d": (
+        (4, 5, 4),
+        lambda n, a, b, w: n.call(
+            F.conv_transpose2d,
+            a,
+            _weights(n, "t.weight", (4, 3, 3, 2), w),
+            _weights(n, "t.bias", (3,), w),
+            (2, 3),
+            (1, 0),
+            (1, 2),
+            1,
+            (1, 2),
+        ),
+    ),
+    "grouped conv_transpose1d": (
+        (4, 6),
+        lambda n, a, b, w: n.call(F.conv_transpose1d, a, _weights(n, "t.weight", (4, 3, 4), w), None, (3,), (3,), (1,), 2, (1,)),
+    ),
     "matmul": ((4, 4), lambda n, a, b, w: n.call(torch.matmul, a, b)),
     "add": ((5,), lambda n, a, b, w: n.call(operator.add, a, b)),
     "add a parameter": ((5,), lambda n, a, b, w: n.call(operator.add, a, _weights(n, "shift", (5,), w))),
@@ -69,6 +87,9 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Maker]] = {
     "relu6": ((5,), lambda n, a, b, w: n.call(F.relu6, a)),
     "hardtanh": ((5,), lambda n, a, b, w: n.call(F.hardtanh, a, -0.5, 1.25)),
     "leaky_relu": ((5,), lambda n, a, b, w: n.call(F.leaky_relu, a, 0.125)),
+    "prelu": ((5,), lambda n, a, b, w: n.call(F.prelu, a, _weights(n, "act.weight", (1,), w))),
+    "prelu of channels": ((4, 3, 2), lambda n, a, b, w: n.call(F.prelu, a, _weights(n, "act.weight", (4,), w))),
+    "amax": ((4, 3), lambda n, a, b, w: n.call(torch.amax, a, (1,), True)),
     "avg_pool1d": ((3, 8), lambda n, a, b, w: n.call(F.avg_pool1d, a, (4,), (2,), (0,), False, True)),
     "avg_pool2d": ((3, 6, 7), lambda n, a, b, w: n.call(F.avg_pool2d, a, (2, 2), (2, 2), (1, 0), False, True)),
     "avg_pool2d in ceil mode": ((3, 6, 6), lambda n, a, b, w: n.call(F.avg_pool2d, a, (2, 2), (2, 2), (0, 0), True, True)),
@@ -131,7 +152,7 @@ def residual_net() -> GraphModule:
     f = torch.tensor([6.0, 7.0, 8.0, 9.0])
     column = f.reshape(4, 1, 1, 1)
     w1 = net.parameter("conv1.weight", torch.randn(4, 2, 3, 3) * 0.3, 1, 7 - column, column)
-    b1 = net.parameter("conv1.bias", torch.randn(4) * 0.5, 1, torch.tensor([1.0, 0.0, -1.0, 2.0]), f + 5)
+    b1 = net.parameter("conv1.bias", torch.randn(4) * 0.5, 1, torch.tensor([3.0, 2.0, 1.0, 0.0]), f + 5)
     c1 = net.call(F.conv2d, q, w1, b1, (1, 1), (1, 1), (1, 1), 1, path="conv1")
     r1 = net.quantize(net.call(F.relu, c1), 0, 2, 4, name="relu")
     w2 = net.parameter("conv2.weight", torch.randn(4, 4, 3, 3) * 0.3, 1, 7 - column, column)

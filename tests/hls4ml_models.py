@@ -138,4 +138,10 @@ def per_element() -> onnx.ModelProto:
     outputs += [g.fixed(y, f"y_{r}_{o}", k, i, f, r, o) for r, o in pairs]
     outputs += [g.linear(g.reshape(outputs[2], "flatten", 32), "fc", 32, 3), g.quant(outputs[2], "again", 1, 5, mode="ROUND")]
     outputs += [g.fixed(y, "dead", 1, -3, 2, "RND", "SAT"), g.fixed(y, "one_bit", 1, -2, 2, "RND", "SAT_SYM")]
+    # an lsb above all bits of the source: ap_fixed would read where there is nothing, and abort
+    far = np.where(g.random.integers(0, 2, (1, 2, 4, 4)) == 0, -20, 2)
+    outputs += [g.fixed(y, f"far_{n}", 1, 22, f, "RND_CONV", "SAT") for n, f in enumerate((far, -20))]
+    outputs.append(g.fixed(y, "wave", k * 0 + 1, i, f, "TRN", "WRAP_SM"))
+    rows = [t.reshape(1, 32) for t in (k, i, f)]
+    outputs.append(g.linear(g.fixed(g.reshape(y, "row", 32), "flat", *rows, "RND", "WRAP"), "head", 32, 3))
     return g.model(*outputs)

@@ -130,6 +130,8 @@ def _fixed(a: dict[str, Any], x: Array, k: Array, i: Array, f: Array) -> Array:
     wrapped = np.mod(n - low, size * (1 + k)) + low
     results = {"SAT": np.clip(n, low, high), "SAT_SYM": np.clip(n, -k * high, high), "WRAP": wrapped}
     results["SAT_ZERO"] = np.where((n < low) | (n > high), 0, n)
+    turn = np.mod(n + size, 4 * size)
+    results["WRAP_SM"] = np.where(turn < 2 * size, turn - size, 3 * size - 1 - turn)
     return np.where(k + i + f <= 0, 0.0, results[mode] * 2.0**-f)
 
 

@@ -23,14 +23,15 @@ ALLOWED = {
     "trace": {"graph", "errors"},
     "quantize": {"graph", "config", "formats", "errors", "registry"},
     "prune": {"graph", "config", "formats", "errors", "registry"},
-    "estimate": {"graph", "formats", "errors"},
+    "tabular": set(),
+    "estimate": {"graph", "formats", "errors", "tabular"},
     "passes": {"graph", "quantize", "prune", "config", "formats", "estimate", "errors", "registry"},
     "lower": {"graph", "quantize", "formats", "errors", "files", "registry"},
     "train": {"graph", "quantize", "prune", "config", "estimate", "formats", "errors", "registry"},
-    "report": {"estimate", "graph", "lower", "formats", "errors", "files"},
+    "report": {"estimate", "graph", "lower", "formats", "errors", "files", "tabular"},
     "example_inputs": {"errors", "graph"},
-    "compiled": {"config", "errors", "example_inputs", "graph", "quantize", "train", "frozen"},
-    "frozen": {"compiled", "errors", "graph", "lower", "passes", "quantize"},
+    "compiled": {"config", "errors", "estimate", "example_inputs", "frozen", "graph", "passes", "quantize", "train"},
+    "frozen": {"compiled", "errors", "estimate", "graph", "lower", "passes", "quantize"},
     "demo": None,
     "api": None,
     "cli": None,
@@ -39,7 +40,7 @@ ALLOWED = {
 TOP = ("api", "cli", "demo", "__init__")
 # typer reads annotations when the module loads, and nothing but the command line loads it; qonnx imports a domain's module
 # to find its operators, which are subclasses of its own
-AT_HOME = {"cli": {"typer"}, "qonnx_ops": {"qonnx", "onnx"}}
+AT_HOME = {"cli": {"typer"}, "qonnx_ops": {"qonnx", "onnx"}, "qonnx_double": {"qonnx", "onnx"}}
 HEAVY = ("onnx", "onnxruntime", "qonnx", "hls4ml", "alkaid", "optuna", "mlflow", "matplotlib", "sklearn", "rich", "typer")
 
 

@@ -101,8 +101,13 @@ def test_a_disk_that_fills_up_leaves_what_was_there(
 
 
 def test_options_of_a_project_that_do_not_exist(frozen: pq.FrozenModel, tmp_path: Path) -> None:
-    for options, remedy in (({"backend": "Vitiss"}, "Vitis"), ({"io_type": "io_serial"}, "io_stream"), ({"clock_period": -1}, "ns")):
-        refused(lambda options=options: frozen.to_hls4ml(tmp_path / "p", **options), pq.LoweringError, "PQ407", next(iter(options)), remedy)
+    wrong = (
+        ({"backend": "Vitiss"}, "PQ405", "no backend 'Vitiss'", "Vitis"),
+        ({"io_type": "io_serial"}, "PQ405", "no io type 'io_serial'", "io_stream"),
+        ({"clock_period": -1}, "PQ407", "clock_period=-1", "ns"),
+    )
+    for options, code, what, remedy in wrong:
+        refused(lambda options=options: frozen.to_hls4ml(tmp_path / "p", **options), pq.ConfigError, code, what, remedy)
     assert tree(tmp_path) == []
 
 

@@ -24,7 +24,7 @@ def problem(source: Any, **options: Any) -> Any:
 
 
 def test_shipped_presets() -> None:
-    assert names() == preset_names() == ("fixed8", "float")
+    assert names() == preset_names() == ("fixed8", "fixed_per_tensor", "fixed_per_weight", "float", "hgq", "hgq_budget")
     assert not load("float").quantization_parameters.enable_quantization
     fixed = load("fixed8")
     assert (fixed.quantization_parameters.default_data_bits, fixed.quantization_parameters.default_weight_bits) == (8, 8)
@@ -46,9 +46,11 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
     assert data["preset"] == "fixed8"  # the caller's dict is left alone
 
 
-@pytest.mark.parametrize("name", ["fixed8", "float"])
+@pytest.mark.parametrize("name", preset_names())
 def test_presets_round_trip_and_give_the_same_text(name: str) -> None:
     config = load_config(name)
+    assert config.notes == config.pending == ()
+    assert load_config(config).settings_for("x") == load_config(config.to_yaml()).settings_for("x")
     assert load_config(config.to_yaml()) == config
     assert config.to_yaml() == load_config(name).to_yaml()
     assert "\t" not in config.to_yaml()
@@ -202,26 +204,37 @@ rule = st.fixed_dictionaries(
         "weight_bits": bits,
         "data_format": st.sampled_from(["fixed<8,3>", "ap_ufixed<4,-1,TRN,WRAP>", "fixed< 6 , 2 , RND_CONV >"]),
         "weight_rounding": st.sampled_from(["TRN", "RND", "RN_ZERO"]),
-        "granularity": st.sampled_from(["per_tensor", "per_channel"]),
+        "granularity": st.sampled_from(["per_tensor", "per_channel", "per_weight"]),
+        "input_format": st.sampled_from(["fixed<8,3>", "ufixed<4,0>"]),
+        "weight_quantizer": st.sampled_from(["dynamic", "tqt", "lsq", "hgq"]),
+        "n_parallel": st.integers(1, 9),
         "quantize": st.booleans(),
         "sparsity": st.floats(0, 0.99),
     },
 )
+beta = st.one_of(
+    st.floats(0, 1),
+    st.lists(st.tuples(st.integers(1, 9), st.floats(1e-9, 1), st.sampled_from(["linear", "log", "constant"])), max_size=3).map(
+        lambda points: [[0, 1e-7, "log"], *([sum(p[0] for p in points[: n + 1]), *point[1:]] for n, point in enumerate(points))]
+    ),
+    st.fixed_dictionaries({"target_ebops": st.floats(1, 1e6)}, optional={"damp": st.floats(0, 0.5), "warmup_epochs": st.integers(0, 9)}),
+)
 configs = st.fixed_dictionaries(
     {},
     optional={
-        "preset": st.sampled_from(["fixed8", "float"]),
+        "preset": st.sampled_from(preset_names()),
         "training_parameters": st.fixed_dictionaries({"epochs": st.integers(0, 500)}, optional={"my own": plain_data(infinity=False)}),
         "quantization_parameters": st.one_of(
             st.fixed_dictionaries({"default_data_bits": bits, "round_mode": st.sampled_from(["TRN", "RND_CONV"])}),
             st.fixed_dictionaries({"default_weight_integer_bits": st.integers(-3, 3), "default_weight_fractional_bits": st.integers(4, 8)}),
+            st.fixed_dictionaries({"hgq_beta": beta, "use_hgq": st.just(True), "ebops_sign": st.sampled_from(["hgq2", "always"])}),
         ),
         "pruning_parameters": st.fixed_dictionaries({"sparsity": st.floats(0, 0.99), "scope": st.sampled_from(["layer", "global"])}),
         "layers": st.dictionaries(st.text(min_size=1, max_size=10), rule, max_size=3),
         "inputs": st.dictionaries(
             st.text(max_size=5), st.fixed_dictionaries({"shape": st.lists(st.integers(1, 64), max_size=3)}), max_size=2
         ),
-        "calibration": st.fixed_dictionaries({"method": st.sampled_from(["minmax", "ema", "percentile", "mse"])}),
+        "calibration": st.fixed_dictionaries({"method": st.sampled_from(["minmax", "ema", "percentile", "mse", "kl"])}),
     },
 )
 
@@ -234,5 +247,6 @@ def test_any_valid_config_round_trips(data: dict[str, Any]) -> None:
         config = load_config(data)
         again = load_config(config.to_yaml())
         assert again == config
+        assert again.settings_for("x", "weighted") == config.settings_for("x", "weighted")
         assert again.to_yaml() == config.to_yaml()
         assert load_config(config, overrides={"training_parameters.epochs": 1}).training_parameters.epochs == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pquant_fx.config import load_config
+from pquant_fx.config import load_config, preset_names
 from pquant_fx.config.template import LayerRow, template_text
 
 ROWS = [
@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("preset", ["fixed8", "float"])
+@pytest.mark.parametrize("preset", preset_names())
 def test_a_template_loads_and_resolves_like_its_preset(preset: str) -> None:
     base = load_config(preset)
     config = load_config(template_text(ROWS, {"x": (1, 8, 8)}, preset))

@@ -62,8 +62,10 @@ def test_batchnorm_from_scratch(config: dict[str, Any]) -> None:
     assert torch.equal(model(test[0]), frozen(test[0]))
     assert frozen.verify(100 * test[0][:60], targets=("integer", "onnx", "qonnx")).ok
     assert int(net.bn1.num_batches_tracked) == 0
-    assert {int(model.get_submodule(n).num_batches_tracked) for n in ("bn0", "bn1", "bn2")} == {80}
-    assert torch.allclose(model.bn0.running_mean, data(2000, 0)[0].mean(0), atol=0.3)
+    # the last tenth of 80 steps keeps the statistics
+    assert {int(model.get_submodule(n).num_batches_tracked) for n in ("bn0", "bn1", "bn2")} == {72}
+    # the statistics are those of the quantized scale, which four bits round by up to a sixteenth
+    assert torch.allclose(model.bn0.running_mean, data(2000, 0)[0].mean(0), rtol=2.0**-4 if config else 2.0**-8, atol=0.3)
 
 
 def test_a_trained_batchnorm_network_keeps_its_statistics() -> None:
@@ -121,12 +123,11 @@ class Call(nn.Module):
 
 
 REFUSED = {
-    "softmax": (lambda y: torch.softmax(y, 1), "PQ201"),
+    "softmax over the batch": (lambda y: torch.softmax(y, 0), "PQ201"),
     "abs": (torch.abs, "PQ201"),
     "division by data": (lambda y: y / (y * y + 1), "PQ202"),
-    "reciprocal of data": (lambda y: 1 / (F.relu(y) + 1), "PQ202"),
+    "divided by data": (lambda y: 1 / (F.relu(y) + 1), "PQ202"),
     "mean of six": (lambda y: y - y.mean(1, keepdim=True), "PQ202"),
-    "awkward slope": (F.leaky_relu, "PQ202"),
     "awkward bounds": (lambda y: F.hardtanh(y, -0.3, 0.7), "PQ202"),
     "sum over the batch": (lambda y: y + y.sum(0), "PQ201"),
 }
@@ -184,7 +185,7 @@ def test_compile_leaves_the_model_alone() -> None:
 def test_a_refused_constant_does_not_hide_a_refused_operator() -> None:
     class Net(Call):
         def __init__(self) -> None:
-            super().__init__(lambda y: torch.softmax(y, 1))
+            super().__init__(torch.cos)
             self.raw = nn.Parameter(torch.full((3,), 0.1) + torch.tensor([0.0, 1e-3, 1.0]))
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,4 +193,4 @@ def test_a_refused_constant_does_not_hide_a_refused_operator() -> None:
 
     with pytest.raises(pq.LoweringError) as caught:
         pq.compile(Net(), "fixed8", torch.randn(32, 8)).freeze()
-    assert {(p.code, p.place.node) for p in caught.value.problems} == {("PQ202", "raw"), ("PQ201", "softmax")}
+    assert {(p.code, p.place.node) for p in caught.value.problems} == {("PQ202", "raw"), ("PQ201", "cos")}

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from pquant_fx.graph.analysis import analyse
+from pquant_fx.graph.tables import lookup
 from pquant_fx.lower.exact_forward import compute_dtype
 from pquant_fx.lower.integer import IntegerInterpreter, real
 from tests.frozen_graphs import FrozenNet, double_reference
@@ -23,6 +24,10 @@ STEPS = (
     "relu",
     "leaky",
     "hardtanh",
+    "prelu",
+    "table",
+    "below largest",
+    "upward",
     "conv",
     "depthwise",
     "scale",
@@ -69,6 +74,17 @@ class RandomNet:
                 made = net.call(F.leaky_relu, x, self.draw(st.sampled_from([0.125, 0.75, -0.5])))
             case "hardtanh":
                 made = net.call(F.hardtanh, x, self.draw(st.sampled_from([-1.0, -0.375, 0.25])), 1.5)
+            case "prelu":
+                made = net.call(F.prelu, x, net.parameter(f"{name}.a", torch.tensor([-0.75, 0.375])))
+            case "table":
+                index = net.quantize(x, 1, 2, 2, "RND", "SAT", name=f"{name}i")
+                entries = torch.randint(-99, 99, (32,), generator=seed) / 16
+                made = net.call(lookup, index, net.parameter(f"{name}.t", entries), 2, -16)
+            case "below largest":
+                made = net.call(operator.sub, net.call(torch.amax, x, (1,), True), x)
+            case "upward":
+                w = net.parameter(f"{name}.u", torch.randn(2, 2, 2, 2, generator=seed), 1, 1, 3)
+                made = net.call(F.conv_transpose2d, x, w, None, (1, 1), (1, 1), (0, 0), 1, (2, 2))
             case "conv" | "depthwise":
                 groups = 2 if kind == "depthwise" else 1
                 w = net.parameter(

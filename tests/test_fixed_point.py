@@ -121,6 +121,31 @@ def test_wide_formats_in_float32(x: float, f: int, rounding: str, overflow: str)
     assert Fraction(float(q)) == oracle(Fraction(x), 1, 23 - f, f, rounding, overflow)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.floats(-1e12, 1e12),
+    st.integers(25, 53),
+    st.integers(-9, 60),
+    st.sampled_from(DETERMINISTIC),
+    st.sampled_from(("SAT", "SAT_SYM", "SAT_ZERO", "WRAP")),
+)
+def test_formats_beyond_float32_in_float64(x: float, width: int, f: int, rounding: str, overflow: str) -> None:
+    """25 to 53 bits of any float64 number, and the same formats refused in float32."""
+    value = torch.tensor([x], dtype=torch.float64)
+    for k in (0, 1):
+        i = width - k - f
+        assert Fraction(float(fixed_point(value, k, i, f, rounding, overflow))) == oracle(Fraction(x), k, i, f, rounding, overflow)
+        with pytest.raises(ConfigError) as caught:
+            fixed_point(value.float(), k, i, f, rounding, overflow)
+        assert caught.value.code == "PQ306"
+
+
+def test_saturation_to_zero_rounds_first() -> None:
+    """A quarter of an lsb above the largest code rounds to it, and is not out of range (A.2)."""
+    x = torch.tensor([3.875 + 1 / 32, 3.875 + 1 / 16, -4.0 - 1 / 32, -4.0 - 1 / 8])
+    assert fixed_point(x, 1, 2, 3, overflow="SAT_ZERO").tolist() == [3.875, 0.0, -4.0, 0.0]
+
+
 def test_every_quarter_of_an_lsb() -> None:
     """All modes over several periods of a small format, in one tensor each."""
     quarters = range(-70, 71)

@@ -22,6 +22,9 @@ CASES = {
     "concat_fixed8": (Concat, ((8,),), "fixed8"),
     "shared_linear_fixed8": (SharedLinear, ((8,),), "fixed8"),
     "multi_io_fixed8": (MultiIO, ((6,), (4,)), "fixed8"),
+    "mlp_hgq": (MLP, ((16,),), "hgq"),
+    "conv_bn_hgq": (ConvBN, ((1, 8, 8),), "hgq"),
+    "option_a_requests": (lambda: OptionA(4), ((4, 8, 8),), {"preset": "fixed8", "layers": {"conv2": {"input_bits": 6}}}),
 }
 
 

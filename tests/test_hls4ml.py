@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pquant_fx.errors import ExtraMissingError, LoweringError, OutputError
+from pquant_fx.errors import ConfigError, ExtraMissingError, LoweringError, OutputError
 from pquant_fx.formats import FixedFormat
 from pquant_fx.lower.fixed_point_numpy import quantize_array
 from pquant_fx.lower.hls4ml.convert import check, to_hls4ml
@@ -45,10 +45,10 @@ REFUSED: dict[str, tuple[str, str, tuple[int, ...], str, Edit]] = {
         "PQ202", "p", (4,), "io_parallel",
         lambda g, x: g.node("Pad", [x, g.constant([0, 1, 0, 1], np.int64), g.constant(1.0)], "p"),
     ),
-    "wrap_sm": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.fixed(x, "q", 1, 1, 2, "TRN", "WRAP_SM")),
+    "wrap_sm": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.fixed(x, "q", 1, 1, 2, "RND", "WRAP_SM")),
     "one signed bit": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", 1, 1)),
     "rounding up": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", 1, 4, mode="CEIL")),
-    "formats in a stream": ("PQ205", "q", (2,), "io_stream", lambda g, x: g.fixed(x, "q", 1, 1, [[1, 2]], "RND", "SAT")),
+    "formats of pixels": ("PQ205", "q", (1, 1, 2), "io_stream", lambda g, x: g.fixed(x, "q", 1, 1, [[[[1, 2]]]], "RND", "SAT")),
     "overlap in a stream": ("PQ202", "p", IMAGE, "io_stream", lambda g, x: g.pool(x, "p", "MaxPool", 3, 3, stride=1)),
     "signed padding in a stream": ("PQ202", "p", IMAGE, "io_stream", lambda g, x: g.pool(x, "p", "MaxPool", 2, 2, pad=1)),
     "nan weight": ("PQ305", "mm", (4,), "io_parallel", lambda g, x: g.node("MatMul", [x, g.constant(np.full((4, 2), np.nan))], "mm")),
@@ -71,7 +71,7 @@ def test_all_nodes_are_listed_at_once() -> None:
     g = File()
     x = g.half_up(g.input("x", 4), "x.quantizer", 3, 8)
     y = g.node("Erf", [x], "first")
-    z = g.node("Gather", [y, g.constant(0, np.int64)], "behind the first")
+    z = g.node("Sin", [y], "behind the first")
     w = g.node("Div", [x, g.constant(3.0)], "second")
     v = g.quant(g.linear(x, "fc", 4, 4), "bad", 1, 4, mode="CEIL")
     found = [(p.code, p.place.node) for p in check(g.model(z, w, v))]
@@ -130,8 +130,8 @@ def test_dynamic_shapes_and_wrong_options_are_refused(tmp_path: Path) -> None:
     model = small()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
     assert [p.code for p in check(model)] == ["PQ202"]
-    for wrong in ({"backend": "Quartus"}, {"io_type": "io_serial"}):
-        with pytest.raises(LoweringError, match="PQ407"):
+    for code, wrong in (("PQ405", {"backend": "Quartus"}), ("PQ405", {"io_type": "io_serial"}), ("PQ407", {"clock_period": -5})):
+        with pytest.raises(ConfigError, match=code):
             to_hls4ml(small(), tmp_path / "project", **wrong)  # type: ignore[arg-type]
 
 

@@ -122,6 +122,17 @@ def test_operators_on_operands_beyond_float32(name: str) -> None:
     assert got[1].dtype == np.float32
 
 
+def test_clips_of_doubles_behind_a_relu_load() -> None:
+    """onnxruntime joins Relu and Clip and fails on the double one: neither a dead quantizer nor a relu6 is written as Clip there."""
+    net = FrozenNet()
+    x = net.quantize(net.input("x", 4), 1, 4, 22, name="wide")
+    y = net.call(F.relu, x)
+    gm = net.done((net.quantize(y, 0, 0, 0, name="dead"), net.call(F.relu6, y), net.call(F.hardtanh, net.call(F.relu, x), -1.5, 0.75)))
+    values = stress_values((50, 4), 22, 16.0)
+    for expected, value in zip(double_reference(gm, values), run_onnxruntime(to_onnx(gm), [values]), strict=True):
+        assert (expected == value).all()
+
+
 def test_wide_results_leave_in_float32_where_they_fit_and_in_float64_otherwise() -> None:
     gm = operator_net("conv2d", 20)
     model = to_onnx(gm)

@@ -25,8 +25,10 @@ def test_dynamic_formats_follow_each_channel() -> None:
 
 def test_dynamic_groups_of_zeros() -> None:
     w = torch.tensor([[0.0, 0.0], [0.3, 0.0], [3.0, 1.0]])
-    _, i, _ = DynamicQuantizer(8).kif(w)
+    k, i, f = DynamicQuantizer(8).kif(w)
     assert i.flatten().tolist() == [2.0, -1.0, 2.0]  # no finer lsb than the coarsest channel has
+    assert k.flatten().tolist() == [0.0, 1.0, 1.0]
+    assert (i + f).flatten().tolist() == [0.0, 7.0, 7.0]
     assert DynamicQuantizer(8)(w)[0].tolist() == [0.0, 0.0]
     _, i, _ = DynamicQuantizer(8).kif(torch.zeros(3, 2))
     assert i.flatten().tolist() == [0.0, 0.0, 0.0]
@@ -127,5 +129,5 @@ def test_accumulator_takes_per_channel_fractions_later() -> None:
 
 def test_calibrated_refuses_unknown_methods() -> None:
     with pytest.raises(ConfigError) as caught:
-        CalibratedQuantizer(8, method="kl")
+        CalibratedQuantizer(8, method="median")
     assert caught.value.code == "PQ405"

@@ -69,9 +69,9 @@ def test_parameters_keep_their_names_and_their_own_widths() -> None:
     assert initializer(model, weight.input[3]).item() == 8
     assert attribute(weight, "signed") == 1
     assert attribute(weight, "narrow") == 0
-    bias = quants["conv1.bias_quantizer"]  # widths 13, 13, 13, 17: one that holds all
+    bias = quants["conv1.bias_quantizer"]
     assert initializer(model, bias.input[1]).tolist() == [2.0**-f for f in (11, 12, 13, 14)]
-    assert initializer(model, bias.input[3]).item() == 17
+    assert initializer(model, bias.input[3]).item() == 15
     assert initializer(model, "fc.weight.T").shape == (4, 5)
     assert (initializer(model, "conv1.weight") == gm.get_submodule("conv1").weight.numpy()).all()
 
@@ -114,18 +114,18 @@ def test_a_zero_width_value_is_a_constant_zero() -> None:
 
 
 def test_no_signed_quant_has_one_bit() -> None:
-    """qonnx reads one signed bit as bipolar {-1, 1}: {-1, 0} is our own operator, and a parameter is declared with two bits."""
+    """qonnx reads one signed bit as bipolar {-1, 1}: {-1, 0} is our own operator, and never a type of two bits."""
     net = FrozenNet()
     q = net.quantize(net.input("x", 2), 1, 0, 0)
     w = net.parameter("w", torch.tensor([[-1.0, 0.0], [0.0, -1.0]]), 1, 0, 0)
     gm = net.done(net.call(F.linear, q, w, None))
     model = to_qonnx(gm, batch=60)
-    assert [(n.op_type, n.name) for n in model.graph.node][:2] == [("FixedPoint", "x.quantizer"), ("Quant", "w_quantizer")]
-    assert initializer(model, "w_quantizer.bits").item() == 2
+    assert [(n.op_type, n.name) for n in model.graph.node][:2] == [("FixedPoint", "x.quantizer"), ("FixedPoint", "w_quantizer")]
     x = stress_values((60, 2), 0, 1.0)
     assert (run_qonnx(model, [x])[0] == double_reference(gm, x)[0]).all()
-    with pytest.raises(LoweringError, match="bipolar"):
+    with pytest.raises(LoweringError, match="bipolar") as caught:
         to_qonnx(gm, strict=True)
+    assert [p.place.node for p in caught.value.problems] == ["pq_x_quantizer", "pq_w_quantizer"]
 
 
 def test_a_shared_parameter_is_written_once() -> None:

@@ -184,6 +184,42 @@ def test_every_stage_begins_and_ends_once_and_steps_are_counted(pretraining, tra
             assert event.stage == inside
 
 
+def test_an_epoch_begins_before_its_first_loss_and_a_stage_before_its_first_epoch():
+    seen: list[object] = []
+    s = fake(Plan(1, 1, 1, 1), seen)
+    for stage in STAGES:
+        assert StageStart(stage, 1, 1) in seen or s.epoch == 0
+        assert float(s.loss()) == 0
+        assert seen[-2:] == [StageStart(stage, 1, 1), EpochStart(stage, 0, 0)]
+        s.step()
+        assert seen[-1] == StepEnd(stage, 0, 1, 1, last=True)
+        s.epoch_end()
+
+
+def test_losses_and_measurements_of_all_methods_come_together():
+    class Method:
+        def __init__(self, loss, **measured):
+            self.extra, self.measured = loss, measured
+
+        def __call__(self, event): ...
+
+        def loss(self):
+            return None if self.extra is None else torch.tensor(self.extra)
+
+        def measure(self):
+            return self.measured
+
+    class Bare(nn.Module):
+        graph_module = torch.fx.symbolic_trace(nn.Linear(2, 2))
+        config = None
+
+    s = Session(Bare(), Plan(0, 1, 0, 1), listeners=[Method(1.5), Method(None, ebops=100.0), lambda event: None, Method(2.0, beta=1e-5)])
+    assert float(s.loss()) == 3.5
+    s.step()
+    assert s.epoch_end() == {"sparsity": 0.0, "ebops": 100.0, "beta": 1e-5}
+    assert Session(Bare(), Plan(0, 1, 0, 1), listeners=[Method(None)]).extra_loss() is None
+
+
 def test_rounds_cover_the_training_stage_evenly():
     plan = Plan(0, 7, 0, 1, rounds=3)
     assert [plan.round_at("training", e) for e in range(7)] == [0, 0, 0, 1, 1, 2, 2]

@@ -103,12 +103,14 @@ def compile_(
             say(f"training for {epochs} epochs ...")
             sections.append(Section("Training", str(compiled.fit((_single(samples.inputs), samples.targets)))))
         say("freezing and writing the bundle ...")
-        path = bundle(compiled.freeze(), out, golden, title=model, sections=sections, overwrite=overwrite, hls4ml=hls4ml)
+        frozen = compiled.freeze()
+        path = bundle(frozen, out, golden, title=model, sections=sections, overwrite=overwrite, hls4ml=hls4ml)
     files = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if json:
-        as_json({"ok": True, "out": str(path), "files": files})
+        as_json({"ok": True, "out": str(path), "files": files, "ebops": frozen.ebops().total})
     else:
         print(f"{path}: {', '.join(files)}")
+        print(frozen.ebops().summary)
 
 
 def verify(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pquant_fx.cli.inputs import Shapes, input_shapes, load_model, random_inputs
-from pquant_fx.cli.output import as_json, say
+from pquant_fx.cli.output import as_json, problem_text, say
 from pquant_fx.errors import ConfigError, OutputError, Problem
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ConfigName", "InputOption", "InputShape", "Json", "ModelName", "SetOption", "overrides", "read_config", "show", "template"]
 
 ModelName = Annotated[str, typer.Argument(help="module:callable; it returns the nn.Module, or (nn.Module, example_inputs).")]
-ConfigName = Annotated[str, typer.Option("--config", "-c", help="A preset (fixed8, float) or a .yaml, .yml or .json file.")]
+ConfigName = Annotated[str, typer.Option("--config", "-c", help="A preset (fixed8, hgq, float, ...) or a .yaml, .yml or .json file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in quantization_parameters.default_data_bits=6. Repeatable."),
@@ -79,11 +79,11 @@ def template(
 
 
 def show(
-    config: Annotated[str, typer.Argument(help="A preset (fixed8, float) or a .yaml, .yml or .json file.")] = "fixed8",
+    config: Annotated[str, typer.Argument(help="A preset (fixed8, hgq, float, ...) or a .yaml, .yml or .json file.")] = "fixed8",
     set_: SetOption = None,
     json: Json = False,
 ) -> None:
-    """Print every setting of a configuration with its effective value.
+    """Print every setting of a configuration with its effective value, and on standard error what has no effect.
 
     Example: pquant-fx config show fixed8 --set pruning_parameters.sparsity=0.5
     """
@@ -92,3 +92,5 @@ def show(
         as_json(found.to_dict())
     else:
         print(found.to_yaml(), end="")
+    for note in (*found.notes, *found.pending):
+        say(problem_text(note))

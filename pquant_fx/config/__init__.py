@@ -1,19 +1,30 @@
 """Configuration: a strict schema of the YAML files, presets, and rules per layer."""
 
+from pquant_fx.config.hgq import Beta, BetaController, BetaPoint
 from pquant_fx.config.interface import Budget, Calibration, InputSettings, JoinPolicy, Joins, OutputSettings, Target
+from pquant_fx.config.kinds import DataGranularity, DataQuantizer, EbopsSign, Granularity, WeightQuantizer, WeightRange
+from pquant_fx.config.layer_settings import LayerSettings
+from pquant_fx.config.layer_specific import DataPlace, LayerSpecific, StaticFormat
 from pquant_fx.config.loading import ConfigLike, load_config, preset_names
 from pquant_fx.config.pruning import MagnitudePruning, PruningParameters
-from pquant_fx.config.quantization import Granularity, LayerSpecific, QuantizationParameters, StaticFormat
+from pquant_fx.config.quantization import QuantizationParameters
 from pquant_fx.config.root import Config, InterfaceFormat
-from pquant_fx.config.rules import LayerRule, LayerSettings
+from pquant_fx.config.rules import LayerRule
 from pquant_fx.config.search import FITCompressParameters, HPOParameters
 from pquant_fx.config.training import TrainingParameters
 
 __all__ = [
+    "Beta",
+    "BetaController",
+    "BetaPoint",
     "Budget",
     "Calibration",
     "Config",
     "ConfigLike",
+    "DataGranularity",
+    "DataPlace",
+    "DataQuantizer",
+    "EbopsSign",
     "FITCompressParameters",
     "Granularity",
     "HPOParameters",
@@ -31,6 +42,8 @@ __all__ = [
     "StaticFormat",
     "Target",
     "TrainingParameters",
+    "WeightQuantizer",
+    "WeightRange",
     "load_config",
     "preset_names",
 ]

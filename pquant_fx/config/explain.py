@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from pquant_fx.config.hgq import BETA_SHAPES
 from pquant_fx.config.pruning import METHODS
 from pquant_fx.errors import ConfigError, Place, Problem
 
@@ -17,7 +18,6 @@ __all__ = ["InvalidConfigError", "explain"]
 Path = tuple[str, ...]
 _RETIRED = {
     "finetuning_parameters": "it is called 'hpo_parameters'",
-    "use_symmetric_quantization": "write overflow_mode_parameters: SAT_SYM",
     "preset": "pass it through load_config, which reads presets",
 }
 _NEEDED = {
@@ -65,11 +65,11 @@ def explain(error: ValidationError, root: type[BaseModel]) -> InvalidConfigError
 
 def _findings(details: Mapping[str, Any], root: type[BaseModel]) -> Iterator[tuple[Path, Problem]]:
     loc = tuple(str(part) for part in details["loc"])
-    path = (loc[0], *loc[2:]) if len(loc) > 1 and loc[0] == "pruning_parameters" and loc[1] in METHODS else loc
+    path = _as_written(loc)
     kind, context = details["type"], details.get("ctx") or {}
     if kind == "findings":
         for code, key, what, remedy in context["findings"]:
-            yield (*path, key), Problem(code, f"{'.'.join((*path, key))}: {what}", remedy)
+            yield (*path, *key.split(".")), Problem(code, f"{'.'.join((*path, key))}: {what}", remedy)
     elif kind == "extra_forbidden":
         yield path, Problem("PQ406", f"unknown key '{'.'.join(path)}'", _suggestion(loc, root))
     elif kind == "later":
@@ -82,6 +82,12 @@ def _findings(details: Mapping[str, Any], root: type[BaseModel]) -> Iterator[tup
         yield path, Problem("PQ407", f"{'.'.join(path)}: there is no method '{context['tag']}'", f"use one of {', '.join(METHODS)}{hint}")
     else:
         yield path, Problem("PQ407", f"{'.'.join(path)}: {_wrong(details)}", _cure(details))
+
+
+def _as_written(loc: Path) -> Path:
+    """The keys alone: without the names of alternatives that the validator adds."""
+    tags = {"pruning_parameters": tuple(METHODS), "hgq_beta": BETA_SHAPES}
+    return tuple(part for before, part in zip(("", *loc), loc) if part not in tags.get(before, ()))
 
 
 def _wrong(details: Mapping[str, Any]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pquant_fx.config.section import Amount, FormatText, Number, Section, Whole, later, not_yet
+from pquant_fx.config.section import Amount, FormatText, Fraction, Number, Section, Whole, later, not_yet, refuse
 
 __all__ = ["Budget", "Calibration", "InputSettings", "JoinPolicy", "Joins", "OutputSettings", "Target"]
 
@@ -42,7 +42,7 @@ class Calibration(Section):
     that stay inside (method `percentile`); `safety_bits`: integer bits on top, by default 1 for WRAP modes and 0 otherwise.
     """
 
-    method: Annotated[CalibrationMethod, not_yet("kl", remedy="use 'mse' or 'percentile'")] = "minmax"
+    method: CalibrationMethod = "minmax"
     batches: Size = 32
     percentile: Annotated[Number, Field(gt=50, le=100)] = 99.99
     safety_bits: Annotated[Whole, Field(ge=0, le=8)] | None = None
@@ -54,15 +54,33 @@ class Calibration(Section):
         return int(overflow.startswith("WRAP"))
 
 
-_BUDGET = "leave it out; set default_weight_bits and sparsity, and read the report"
+_BUDGET = "leave it out and give 'ebops'"
 
 
 class Budget(Section):
-    """What the finished design may cost: effective bit operations, adder cost, LUTs."""
+    """What the finished design may cost: effective bit operations, adder cost, LUTs.
 
-    ebops: Annotated[Amount | None, later(None, _BUDGET)] = None
+    `ebops` is a hard limit on the exact count, held by a multiplier (`algorithms.md` B.9, C.7) that takes the place of a beta;
+    bits have to be learned for it. The result should lie within `tolerance` under the limit. start_fraction, end_fraction:
+    between these shares of the training stage the limit comes down from what the network costs to `ebops`. rate: the
+    multiplier's step; damping: what the squared violation weighs.
+    """
+
+    ebops: Annotated[Amount, Field(gt=0)] | None = None
+    tolerance: Annotated[Fraction, Field(gt=0, lt=1)] = 0.05
+    start_fraction: Fraction = 0.0
+    end_fraction: Fraction = 0.6
+    rate: Annotated[Amount, Field(gt=0)] = 1.0
+    damping: Amount = 1.0
     cost: Annotated[Amount | None, later(None, _BUDGET)] = None
     lut: Annotated[Amount | None, later(None, _BUDGET)] = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start_fraction >= self.end_fraction:
+            what = f"{self.start_fraction} is not before end_fraction {self.end_fraction}"
+            raise refuse(("PQ407", "start_fraction", what, "let the limit come down before it has to hold"))
+        return self
 
 
 class Target(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pquant_fx.config.section import Amount, Fraction, Number, Section, Whole, refuse
+from pquant_fx.config.section import Amount, Finding, Fraction, Number, Section, Whole, refuse
 
 __all__ = [
     "METHODS",
@@ -73,12 +73,11 @@ class _Later(_Shared):
 
     pruning_method: str
 
-    @model_validator(mode="after")
-    def _not_yet(self) -> Self:
-        if self.enable_pruning:
-            what = f"'{self.pruning_method}' is a method that this version does not have"
-            raise refuse(("PQ408", "pruning_method", what, "use 'magnitude', or set enable_pruning: false"))
-        return self
+    def unavailable(self) -> list[Finding]:
+        if not self.enable_pruning:
+            return []
+        what = f"'{self.pruning_method}' is a method that this version does not have"
+        return [("PQ408", "pruning_method", what, "use 'magnitude', or set enable_pruning: false")]
 
 
 class CSPruning(_Later):

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from pquant_fx.config.explain import explain
+from pquant_fx.config.hgq import BetaController
+from pquant_fx.config.ignored import set_aside, why_ignored
 from pquant_fx.config.interface import Budget, Calibration, InputSettings, JoinPolicy, Joins, OutputSettings, Target
+from pquant_fx.config.layer_settings import LayerSettings
+from pquant_fx.config.notes import learns_bits, notes, pending
 from pquant_fx.config.patterns import Known, Pattern, unmatched
 from pquant_fx.config.pruning import MagnitudePruning, PruningParameters
 from pquant_fx.config.quantization import QuantizationParameters
-from pquant_fx.config.rules import LayerRule, LayerSettings, RuleBook, Update, specific_update
+from pquant_fx.config.rule_book import RuleBook
+from pquant_fx.config.rules import LayerRule, Update, specific_update
 from pquant_fx.config.search import FITCompressParameters, HPOParameters
-from pquant_fx.config.section import Section
+from pquant_fx.config.section import Finding, Section, refuse
 from pquant_fx.config.training import TrainingParameters
 from pquant_fx.config.yaml_text import to_text
 from pquant_fx.errors import Problem
@@ -31,8 +36,9 @@ class Config(Section):
     """Everything that `compile` and `fit` are told, immutable. Read it with `load_config`.
 
     The first five sections and their keys are the paper's (tables 4 and 5 of the PQuantML paper), the others are ours.
-    Pruning is off unless `pruning_parameters` is given. Raises ConfigError listing every unknown key (PQ406), invalid
-    value (PQ407) and setting of a feature that this version does not have (PQ408).
+    Pruning is off unless `pruning_parameters` is given. `ignored` lists the keys of PQuantML's own files that were read but
+    have no effect; `notes` says why. Raises ConfigError listing every unknown key (PQ406), invalid value (PQ407) and setting
+    of a feature that this version does not have (PQ408); those that PQuantML's files name are `pending` until `compile`.
     """
 
     training_parameters: TrainingParameters = TrainingParameters.model_construct()
@@ -47,6 +53,7 @@ class Config(Section):
     calibration: Calibration = Calibration()
     budget: Budget = Budget()
     target: Target = Target()
+    ignored: tuple[str, ...] | None = None
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -67,7 +74,9 @@ class Config(Section):
         """A section without content stands for its defaults; a pruning section without a method is magnitude pruning."""
         if not isinstance(data, dict):
             return data
-        made = {key: value for key, value in data.items() if value is not None}
+        made, found = set_aside({key: value for key, value in data.items() if value is not None})
+        if found:
+            made["ignored"] = sorted({*found, *made.get("ignored", ())})
         pruning = made.get("pruning_parameters")
         if isinstance(pruning, dict):
             if pruning:
@@ -83,6 +92,29 @@ class Config(Section):
         if not isinstance(data, dict):
             return data
         return {str(key) if isinstance(key, int) else key: {} if value is None else value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        found: list[Finding] = []
+        for path in self.ignored or ():
+            if why_ignored(path) is None:
+                found.append(("PQ407", "ignored", f"'{path}' is no key that is known to have no effect", "leave it out"))
+        if self.budget.ebops is not None:
+            found += self._budget_conflicts()
+        if found:
+            raise refuse(*found)
+        return self
+
+    def _budget_conflicts(self) -> list[Finding]:
+        found: list[Finding] = []
+        if not self.learns_bits:
+            remedy = "begin with preset: hgq_budget, or set quantization_parameters.use_hgq: true"
+            found.append(("PQ407", "budget.ebops", "nothing learns its bits, so nothing can bring EBOPs down to it", remedy))
+        beta = self.quantization_parameters.hgq_beta
+        if isinstance(beta, (tuple, BetaController)):
+            what = f"a {'schedule' if isinstance(beta, tuple) else 'controller'} contradicts budget.ebops, which sets beta itself"
+            found.append(("PQ407", "quantization_parameters.hgq_beta", what, "keep one of the two; a number is where beta begins"))
+        return found
 
     def _order(self) -> list[list[str]]:
         return [list(self.layers), list(self.quantization_parameters.layer_specific), list(self.joins.layers)]
@@ -110,7 +142,30 @@ class Config(Section):
             granularity=q.granularity,
             quantize=q.enable_quantization,
             prune=self.pruning_parameters.enable_pruning,
+            weight_quantizer=q.weight_kind,
+            data_quantizer=q.data_kind,
+            data_granularity=q.data_granularity,
+            weight_range=q.weight_range,
+            quantize_input=q.quantize_input,
+            quantize_output=q.quantize_output,
+            relu_multiplier=q.use_relu_multiplier,
+            real_tanh=q.use_real_tanh,
         )
+
+    @property
+    def learns_bits(self) -> bool:
+        """Whether any place is asked to learn its bits (HGQ)."""
+        return learns_bits(self)
+
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        """What has no effect or another one than it seems (severity "info")."""
+        return tuple(notes(self))
+
+    @property
+    def pending(self) -> tuple[Problem, ...]:
+        """Settings of PQuantML's files whose features this version does not have (PQ408); `compile` refuses them."""
+        return tuple(pending(self))
 
     def settings_for(self, path: str, kind: str = "", type_name: str = "", site: int = 1) -> LayerSettings:
         """What holds at one place: the defaults, then `layer_specific`, `disable_pruning_for_layers` and `layers` in order.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from pquant_fx.config.section import Amount, Fraction, Number, Section, Whole, later
+from pquant_fx.config.section import Amount, Fraction, Number, Pending, Section, Whole
 
 __all__ = ["FITCompressParameters", "HPOParameters", "HyperparameterSearch", "PruningSchedule", "Sampler"]
 
@@ -34,7 +34,7 @@ class PruningSchedule(Section):
 class FITCompressParameters(Section):
     """FITCompress (Zandonati et al. 2023): a search over widths and sparsities."""
 
-    enable_fitcompress: Annotated[bool, later(False, "leave it at false and give widths with default_weight_bits or 'layers'")] = False
+    enable_fitcompress: Annotated[bool, Pending(False, "leave it at false and give widths with default_weight_bits or 'layers'")] = False
     optimize_quantization: bool = True
     quantization_schedule: tuple[Amount, ...] = (7.0, 4.0, 3.0, 2.0)
     pruning_schedule: PruningSchedule = PruningSchedule()
@@ -60,10 +60,10 @@ class HyperparameterSearch(Section):
 
 
 class HPOParameters(Section):
-    """Hyper-parameter optimisation."""
+    """Hyper-parameter optimisation: what a search, which is a call of its own, would read. `compile` and `fit` do not."""
 
     experiment_name: str = "experiment_1"
     model_name: str = "example_model"
     sampler: Sampler = Sampler()
-    num_trials: Annotated[Whole, Field(ge=0), later(0, "leave it at 0, and call pq.compile and fit in your own search")] = 0
+    num_trials: Annotated[Whole, Field(ge=0)] = 0
     hyperparameter_search: HyperparameterSearch = HyperparameterSearch()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -19,23 +20,44 @@ __all__ = [
     "Fraction",
     "Number",
     "Overflow",
+    "Pending",
     "Rounding",
     "Section",
     "Whole",
     "later",
     "not_yet",
     "refuse",
+    "wrapping_problems",
 ]
 
 T = TypeVar("T")
 Finding = tuple[str, str, str, str]
-"""code, key inside the section, what is wrong, remedy"""
+"""code, key inside the section (with dots where it lies deeper), what is wrong, remedy"""
+_NOT_HERE: Final = "belongs to a feature that this version does not have"
 
 
 class Section(BaseModel):
     """A group of settings: immutable, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def unavailable(self) -> list[Finding]:
+        """What the section asks for that this version does not have (PQ408): read here, refused by `compile`."""
+        found: list[Finding] = []
+        for key, field in type(self).model_fields.items():
+            for mark in field.metadata:
+                if isinstance(mark, Pending) and getattr(self, key) != mark.inactive:
+                    found.append(("PQ408", key, f"{getattr(self, key)!r} {_NOT_HERE}", mark.remedy))
+        return found
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Marks a key of the paper whose feature this version does not have: any value is read, and `compile` refuses (PQ408)
+    all but `inactive`."""
+
+    inactive: Any
+    remedy: str
 
 
 def refuse(*findings: Finding) -> PydanticCustomError:
@@ -48,7 +70,7 @@ def later(inactive: Any, remedy: str) -> AfterValidator:
 
     def check(value: T) -> T:
         if value != inactive:
-            raise PydanticCustomError("later", "belongs to a feature that this version does not have", {"remedy": remedy})
+            raise PydanticCustomError("later", _NOT_HERE, {"remedy": remedy})
         return value
 
     return AfterValidator(check)
@@ -59,7 +81,7 @@ def not_yet(*choices: Any, remedy: str) -> AfterValidator:
 
     def check(value: T) -> T:
         if value in choices:
-            raise PydanticCustomError("later", "belongs to a feature that this version does not have", {"remedy": remedy})
+            raise PydanticCustomError("later", _NOT_HERE, {"remedy": remedy})
         return value
 
     return AfterValidator(check)
@@ -85,8 +107,19 @@ def _explained(read: Callable[[str], T]) -> Callable[[Any], T]:
     return check
 
 
+def wrapping_problems(rounding: str, overflow: str, key: str) -> list[Finding]:
+    """A finding where no hardware does what the two modes say together (algorithms.md A.7)."""
+    if overflow != "WRAP_SM" or rounding == "TRN":
+        return []
+    return [("PQ407", key, f"WRAP_SM with rounding {rounding}: vendor headers decide before they round", "round with TRN, or use WRAP")]
+
+
 def _format_text(text: str) -> str:
-    made, _, _ = FixedFormat.parse(text)
+    made, rounding, overflow = FixedFormat.parse(text)
+    if overflow == "WRAP_SM" and not made.k:
+        raise PydanticCustomError("text", "WRAP_SM is defined for signed formats only", {"remedy": "write 'fixed<...>', or use WRAP"})
+    for _, _, what, remedy in wrapping_problems(rounding, overflow, ""):
+        raise PydanticCustomError("text", "{what}", {"what": what, "remedy": remedy})
     if made.width < 1:
         raise PydanticCustomError(
             "text", "'{text}' stores no bits", {"text": text, "remedy": "give a width of at least 1, as in 'fixed<8,3>'"}

@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from pquant_fx.config.kinds import Granularity
+from pquant_fx.config.layer_settings import LayerSettings
 from pquant_fx.config.loading import load_config
 from pquant_fx.config.patterns import names
 from pquant_fx.config.root import Config
-from pquant_fx.config.rules import LayerSettings
 
 __all__ = ["LayerRow", "template_text"]
+
+
+_ORIGIN: Mapping[str, str] = {
+    "calibrated": "the binary point is calibrated",
+    "dynamic": "the binary point follows the values",
+    "tqt": "the range is learned",
+    "lsq": "the range is learned",
+    "pact": "the range is learned",
+    "hgq": "bits are learned from here on",
+}
 
 
 class LayerRow(NamedTuple):
@@ -55,9 +66,9 @@ def _settings(config: Config, row: LayerRow) -> list[str]:
         return ["    {}  # neither quantized nor pruned under this preset"]
     lines: list[str] = []
     if found.quantize and row.kind == "weighted":
-        lines += [f"    {_width('weight', found)}", f"    granularity: {found.granularity}  # or per_tensor"]
+        lines += _weight(found)
     if found.quantize:
-        lines.append(f"    {_width('data', found)}  # the result: k + i + f, the binary point is calibrated")
+        lines.append(f"    {_width('data', found)}")
     if row.kind == "weighted" and found.prune:
         lines.append("    prune: true")
     elif row.kind == "weighted":
@@ -65,9 +76,18 @@ def _settings(config: Config, row: LayerRow) -> list[str]:
     return lines
 
 
+def _weight(found: LayerSettings) -> list[str]:
+    others = ", ".join(choice for choice in get_args(Granularity) if choice != found.granularity)
+    shared = [] if found.weight_format is not None else [f"    granularity: {found.granularity}  # or {others}"]
+    return [f"    {_width('weight', found)}", *shared]
+
+
 def _width(what: str, found: LayerSettings) -> str:
     made = found.weight_format if what == "weight" else found.data_format
-    return f"{what}_bits: {found.weight_bits if what == 'weight' else found.data_bits}" if made is None else f"{what}_format: '{made}'"
+    if made is not None:
+        return f"{what}_format: '{made}'"
+    bits, kind = (found.weight_bits, found.weight_quantizer) if what == "weight" else (found.data_bits, found.data_quantizer)
+    return f"{what}_bits: {bits}  # {'of the result, ' if what == 'data' else ''}k + i + f: {_ORIGIN[kind]}"
 
 
 def _patterns(rows: Sequence[LayerRow]) -> list[str]:

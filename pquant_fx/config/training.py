@@ -7,15 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from pquant_fx.config.section import Amount, Section, Whole, later
+from pquant_fx.config.section import Amount, Fraction, Pending, Section, Whole, later
 
 __all__ = ["TrainingParameters"]
 
 
 class TrainingParameters(Section):
-    """Table 4 of the PQuantML paper, plus `batch_size` and `learning_rate`.
+    """Table 4 of the PQuantML paper, plus settings of ours, which come after `pruning_first`.
 
-    Epochs count passes over the training data. Other keys are the user's own: kept, written back, and found under
+    Epochs count passes over the training data. batchnorm_freeze: for this share of the last stage, at its end, BatchNorm keeps
+    the statistics that it has. bits_freeze: for this share of the training stage, at its end, learned bits and ranges stand still.
+    fine_tune_formats: learned bits and ranges go on learning in fine-tuning. bits_rate: their learning
+    rate, as a multiple of `learning_rate`. Other keys are the user's own: kept, written back, and found under
     `model_extra`. `likely_typos` lists those that look like a misspelt key.
     """
 
@@ -27,13 +30,17 @@ class TrainingParameters(Section):
     pretraining_epochs: Annotated[Whole, Field(ge=0)] = 50
     rewind: Annotated[
         Literal["never", "every-round", "post-training-stage"],
-        later("never", "leave rewind at 'never', or load the checkpoint to go back to yourself"),
+        Pending("never", "leave rewind at 'never', or load the checkpoint to go back to yourself"),
     ] = "never"
-    rounds: Annotated[Whole, Field(ge=1), later(1, "leave rounds at 1, or call fit once per round")] = 1
-    save_weights_epoch: Annotated[Whole, Field(ge=-1), later(-1, "leave it at -1, which only rewinding needs")] = -1
+    rounds: Annotated[Whole, Field(ge=1), Pending(1, "leave rounds at 1, or call fit once per round")] = 1
+    save_weights_epoch: Annotated[Whole, Field(ge=-1), Pending(-1, "leave it at -1, which only rewinding needs")] = -1
     pruning_first: Annotated[bool, later(True, "leave it at true: masks come before quantization, with which they commute")] = True
+    batchnorm_freeze: Fraction = 0.1
+    bits_freeze: Fraction = 0.15
+    fine_tune_formats: bool = False
     batch_size: Annotated[Whole, Field(ge=1)] = 128
     learning_rate: Annotated[Amount, Field(gt=0)] = 1e-3
+    bits_rate: Annotated[Amount, Field(gt=0)] = 4.0
 
     def likely_typos(self) -> dict[str, str]:
         """The user's own keys that are close to a known key, with that key."""

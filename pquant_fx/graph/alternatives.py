@@ -7,24 +7,20 @@ from torch import nn
 __all__ = ["alternative"]
 
 _ELSE = "write it with sums, products, comparisons and moves of values, or end the compiled model before it"
-_BOUNDED = "use nn.Hardtanh, or a bounded line such as F.hardtanh(0.25 * x + 0.5, 0, 1)"
-_ACTIVATION = "use nn.ReLU, nn.ReLU6, or nn.LeakyReLU with a slope of 2^-n"
+_ACTIVATION = "use one with a table (tanh, sigmoid, GELU, SiLU, ELU, softplus, exp, ...), or nn.ReLU, nn.LeakyReLU, nn.PReLU"
 _NORM = "use BatchNorm, which becomes constants; this one needs statistics of every sample"
 _RECURRENT = "unroll the steps into Linear layers, or keep it outside of the compiled model"
 _REMEDIES = {
-    "softmax": "leave it out: the largest logit stays the largest; apply it to the result outside of the compiled model",
-    "sigmoid": _BOUNDED,
-    "tanh": _BOUNDED,
-    "prelu": "use nn.LeakyReLU with a slope of 2^-n, such as 0.125",
-    **dict.fromkeys(("gelu", "silu", "elu", "selu", "celu", "mish", "softplus", "softsign", "hardswish", "hardsigmoid"), _ACTIVATION),
+    "softmax": "take F.softmax over one axis of a sample, or leave it out: the largest logit stays the largest",
+    **dict.fromkeys(("rrelu", "hardshrink", "softshrink", "tanhshrink", "glu", "sin", "cos", "sqrt", "log"), _ACTIVATION),
     **dict.fromkeys(("layernorm", "groupnorm", "instancenorm", "rmsnorm"), _NORM),
     **dict.fromkeys(("lstm", "gru", "rnn"), _RECURRENT),
     "batchnorm": "use nn.BatchNorm1d or nn.BatchNorm2d, whose statistics become constants",
-    "convtranspose": "use a Conv layer; upsample outside of the compiled model",
+    "convtranspose": "use padding_mode='zeros' and at most two spatial axes",
     "upsample": "upsample outside of the compiled model",
     "interpolate": "upsample outside of the compiled model",
     "adaptiveavgpool": "use nn.AvgPool with windows of 2^n elements, or an output size of 1",
-    **dict.fromkeys(("clamp", "clip", "threshold"), "use F.hardtanh(x, low, high), torch.maximum or torch.minimum"),
+    **dict.fromkeys(("clamp", "clip", "threshold"), "give both bounds as numbers, as F.hardtanh(x, low, high) does, or use torch.maximum"),
     **dict.fromkeys(("where", "maskedfill"), "use torch.maximum, torch.minimum or F.relu, or multiply by a value that is 0 or 1"),
     "abs": "use torch.maximum(x, -x)",
     "maxpool": "use return_indices=False",

@@ -19,12 +19,14 @@ from torch.fx.node import map_aggregate
 from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.formats import FixedFormat
 from pquant_fx.graph.alternatives import alternative
-from pquant_fx.graph.constants import computes, constant_values, live_nodes
+from pquant_fx.graph.constants import computes, constant_values, live_nodes, readers
 from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of, op_of
 from pquant_fx.graph.info import info, place
 from pquant_fx.graph.interval_quantizer import QuantizerFacts, formats_of, full_range, quantize_interval
 from pquant_fx.graph.interval_rules import RULES
+from pquant_fx.graph.interval_tables import require_table
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, Interval, constant
+from pquant_fx.graph.tables import lookup
 
 __all__ = ["FormatMap", "analyse", "sample_shape"]
 
@@ -131,6 +133,8 @@ class _Analysis:
                 self._quantizer(node, quantizer)
             elif isinstance(quantizer, IDENTITIES):
                 self._identity(node)
+            elif (op := op_of(node)) is not None and op.kind == "table" and node.target is not lookup:
+                self._table(node)
             else:
                 self._operator(node)
         except Inexact as error:
@@ -139,7 +143,7 @@ class _Analysis:
     def _constant(self, node: Node) -> None:
         value = self.constants[node]
         quantizer = module_of(self.gm, node)
-        used = any(user in self.live and user not in self.constants and computes(self.gm, user) for user in node.users)
+        used = any(user not in self.constants and computes(self.gm, user) for user in readers(self.gm, node, self.live))
         if not isinstance(value, Tensor) or not (used or isinstance(quantizer, Quantizer)):
             self._unknown(node, "a parameter before its quantizer")
             return
@@ -180,6 +184,16 @@ class _Analysis:
         self.intervals[node] = self.intervals.get(source)
         if self.intervals[node] is None:
             self._blame(node, [source])
+
+    def _table(self, node: Node) -> None:
+        """Real numbers again, until a quantizer makes them the entries of a table."""
+        x = self.intervals.get(node.all_input_nodes[0])
+        if x is None:
+            self._blame(node, node.all_input_nodes)
+            return
+        require_table(x)
+        self._real.add(node)
+        self._unknown(node, "its results are real numbers until a quantizer rounds them")
 
     def _operator(self, node: Node) -> None:
         op = op_of(node)
@@ -267,7 +281,8 @@ class _Analysis:
             self._real.add(node)
             return
         what = f"'{node.name}' uses '{real[0].name}' before a quantizer has rounded it"
-        self.raw[node] = Problem("PQ202", what, "quantize the network's inputs (quantize_input: true)", place(node))
+        remedy = "quantize the network's inputs (quantize_input: true)" if real[0].op == "placeholder" else "quantize it (quantize: true)"
+        self.raw[node] = Problem("PQ202", what, remedy, place(node))
 
 
 def _uncalibrated() -> Inexact:

@@ -25,12 +25,13 @@ class BatchCorrection(nn.Module):
 
     In train the running buffers are updated in place as torch.nn.BatchNorm does (momentum None: cumulative average); they
     measure the quantized layer. In eval, and in train once `fix(True)` was called, y itself. gamma, beta: None without affine.
-    synchronised: statistics over all ranks.
+    synchronised: statistics over all ranks of `group` (None: of all processes).
     """
 
     def __init__(self, momentum: float | None, eps: float, synchronised: bool = False) -> None:
         super().__init__()
         self.momentum, self.eps, self.synchronised = momentum, eps, synchronised
+        self.group: Any = None
         self.fixed = False
 
     def fix(self, on: bool = True) -> None:
@@ -55,7 +56,7 @@ class BatchCorrection(nn.Module):
         across = self.synchronised and torch.distributed.is_available() and torch.distributed.is_initialized()
         result: Tensor
         if across:
-            result, mean, variance, count = _across_ranks(y, gamma.to(y.dtype), beta.to(y.dtype), seen, inner_eps)
+            result, mean, variance, count = _across_ranks(y, gamma.to(y.dtype), beta.to(y.dtype), seen, inner_eps, self.group)
         else:
             result, mean, variance = _Normalize.apply(y, gamma.to(y.dtype), beta.to(y.dtype), seen, inner_eps)  # type: ignore[no-untyped-call]
             count = torch.full_like(mean[0], float(values))
@@ -96,13 +97,14 @@ class _Normalize(torch.autograd.Function):
         return grad_y, grad_slope * by_gamma, grad_beta, None, None
 
 
-def _across_ranks(y: Tensor, gamma: Tensor, beta: Tensor, seen: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _across_ranks(y: Tensor, gamma: Tensor, beta: Tensor, seen: Tensor, eps: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same with statistics over all ranks, weighted by their sample counts; gradients flow back to every rank."""
     from torch.distributed.nn.functional import all_reduce
 
     axes, channels = [0, *range(2, y.dim())], y.shape[1]
     count = torch.full((1,), y.numel() / channels, dtype=y.dtype, device=y.device)
-    total: Tensor = all_reduce(torch.cat((y.sum(axes), y.square().sum(axes), count)))  # type: ignore[no-untyped-call]
+    measured = torch.cat((y.sum(axes), y.square().sum(axes), count))
+    total: Tensor = all_reduce(measured) if group is None else all_reduce(measured, group=group)  # type: ignore[no-untyped-call]
     everywhere = total[-1].detach()
     mean = total[:channels] / everywhere
     variance = total[channels:-1] / everywhere - mean.square()

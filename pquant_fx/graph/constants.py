@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.dialect import Mask, Quantizer, attribute_at, module_of, op_of
 from pquant_fx.graph.info import place
 
-__all__ = ["circuit_inputs", "computes", "constant_values", "evaluating", "live_nodes"]
+__all__ = ["circuit_inputs", "computes", "constant_values", "evaluating", "live_nodes", "readers"]
 
 
 @contextmanager
@@ -38,6 +38,11 @@ def circuit_inputs(gm: GraphModule, node: Node) -> list[Node]:
     if isinstance(module_of(gm, node), BatchCorrection):
         return [a for a in node.args[:1] if isinstance(a, Node)]
     return node.all_input_nodes
+
+
+def readers(gm: GraphModule, node: Node, live: Container[Node]) -> list[Node]:
+    """Who reads `node` in evaluation, among the `live` nodes."""
+    return [user for user in node.users if user in live and node in circuit_inputs(gm, user)]
 
 
 def live_nodes(gm: GraphModule) -> set[Node]:

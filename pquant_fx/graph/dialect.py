@@ -8,15 +8,18 @@ Canonical argument forms (all positional; n spatial axes; batch is always axis 0
 
     F.linear(x, w, b | None)
     F.conv1d / F.conv2d(x, w, b | None, stride, padding, dilation, groups)      tuples of n ints
+    F.conv_transpose1d / 2d(x, w, b | None, stride, padding, output_padding, groups, dilation)   tuples, w (C, O / groups, *kernel)
     F.max_pool1d / F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode) tuples of n ints
     F.avg_pool1d / F.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad)
-    F.relu(x)   F.relu6(x)   F.leaky_relu(x, slope)   F.hardtanh(x, low, high)
+    F.relu(x)   F.relu6(x)   F.leaky_relu(x, slope)   F.hardtanh(x, low, high)   F.prelu(x, slopes)
+    torch.tanh(x), F.elu(x, alpha), ...             the functions of `tables`; before freezing a leaf `Tabulated` stands for them
+    lookup(x, entries, f, low)                      what a table is once frozen
     operator.add / sub / mul / truediv(a, b)       a, b: nodes or Python numbers
     operator.neg(x)   torch.matmul(a, b)   torch.maximum / torch.minimum(a, b)
     torch.cat((a, b, ...), axis)                    axis >= 1
     torch.reshape(x, (-1, *sample_shape))           flatten, view, squeeze, unsqueeze end up here
     torch.permute(x, axes)                          axes[0] == 0
-    torch.mean(x, axes, keepdim) / torch.sum        sorted axes >= 1
+    torch.mean(x, axes, keepdim) / torch.sum / torch.amax        sorted axes >= 1
     F.pad(x, pads, "constant", 0)                   torch's pads, last axis first
     operator.getitem(x, (slice, ...))               one slice of ints an axis, the first one slice(None, None, None)
 """
@@ -25,9 +28,9 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,7 @@ from pquant_fx.errors import PassError, Problem
 from pquant_fx.formats import OverflowMode, RoundingMode
 from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.info import place
+from pquant_fx.graph.tables import TABLE_FUNCTIONS, Tabulated, lookup
 
 __all__ = [
     "DROPOUTS",
@@ -54,7 +58,7 @@ __all__ = [
     "verify",
 ]
 
-Kind = Literal["weighted", "arithmetic", "pool", "activation", "grid"]
+Kind = Literal["weighted", "arithmetic", "pool", "activation", "table", "grid"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,12 @@ class Op:
     """One operator of the dialect.
 
     kind: `weighted` multiplies data by a parameter (args 0, 1, 2 are x, weight, bias); `arithmetic` combines values;
-    `pool` sums or averages; `activation` is elementwise on one value; `grid` moves or selects values and keeps their codes.
+    `pool` sums or averages; `activation` is elementwise on one value; `table` likewise, read from a table of its input's codes;
+    `grid` moves or selects values and keeps their codes.
     data: how many leading arguments are data values (-1: the first argument is a tuple of them).
     non_negative: the result is >= 0 whatever the input; None: if all its data inputs are. bounds: what the result can not leave,
-    whatever the input (for hardtanh its arguments say so).
+    whatever the input (for hardtanh its arguments say so). channels: the axis of a weight that counts output channels (of one
+    group, where it is not axis 0).
     """
 
     name: str
@@ -73,12 +79,15 @@ class Op:
     data: int = 1
     non_negative: bool | None = False
     bounds: tuple[float, float] | None = None
+    channels: int = 0
 
 
 OPS: dict[Callable[..., Any], Op] = {
     F.linear: Op("linear", "weighted"),
     F.conv1d: Op("conv1d", "weighted"),
     F.conv2d: Op("conv2d", "weighted"),
+    F.conv_transpose1d: Op("conv_transpose1d", "weighted", channels=1),
+    F.conv_transpose2d: Op("conv_transpose2d", "weighted", channels=1),
     torch.matmul: Op("matmul", "arithmetic", 2),
     operator.add: Op("add", "arithmetic", 2, None),
     operator.sub: Op("sub", "arithmetic", 2),
@@ -92,12 +101,16 @@ OPS: dict[Callable[..., Any], Op] = {
     F.relu6: Op("relu6", "activation", non_negative=True, bounds=(0.0, 6.0)),
     F.leaky_relu: Op("leaky_relu", "activation"),
     F.hardtanh: Op("hardtanh", "activation"),
+    F.prelu: Op("prelu", "activation"),
+    **{function: Op(t.name, "table", non_negative=t.non_negative, bounds=t.bounds) for function, t in TABLE_FUNCTIONS.items()},
+    lookup: Op("lookup", "table"),
     F.avg_pool1d: Op("avg_pool1d", "pool", non_negative=None),
     F.avg_pool2d: Op("avg_pool2d", "pool", non_negative=None),
     torch.mean: Op("mean", "pool", non_negative=None),
     torch.sum: Op("sum", "pool", non_negative=None),
     F.max_pool1d: Op("max_pool1d", "grid", non_negative=None),
     F.max_pool2d: Op("max_pool2d", "grid", non_negative=None),
+    torch.amax: Op("amax", "grid", non_negative=None),
     F.pad: Op("pad", "grid", non_negative=None),
     torch.cat: Op("cat", "grid", -1, None),
     torch.reshape: Op("reshape", "grid", non_negative=None),
@@ -118,7 +131,7 @@ class Quantizer(nn.Module, ABC):
 
     rounding: RoundingMode
     overflow: OverflowMode
-    bit_parameters: ClassVar[tuple[str, ...]] = ()
+    bit_parameters: tuple[str, ...] = ()
     """The trainable parameters that say how many bits there are: `param_groups` gives them no weight decay."""
 
     @abstractmethod
@@ -134,6 +147,21 @@ class Quantizer(nn.Module, ABC):
         """
         _, i, f = self.kif(x)
         return (i + f).clamp(min=0)
+
+    def sign_bits(self, x: Tensor | None = None) -> Tensor:
+        """1 where the format stores a sign: k, and 0 where nothing but 0 can be stored. x: as in `kif`."""
+        k, i, f = self.kif(x)
+        return k * (i + f >= (1 if self.overflow == "SAT_SYM" else 0))
+
+    @classmethod
+    def bits_of(cls, quantizers: Sequence[Quantizer], signs: Sequence[bool]) -> Sequence[tuple[Tensor, Tensor | None]]:
+        """`magnitude_bits` and, where asked for, `sign_bits` of several quantizers of this class: a place to compute them together."""
+        return [(q.magnitude_bits(), q.sign_bits() if signed else None) for q, signed in zip(quantizers, signs)]
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """q(relu(x)); what `fusion` calls where the graph has a ReLU before the quantizer."""
+        result: Tensor = self(F.relu(x))
+        return result
 
     @property
     @abstractmethod
@@ -153,7 +181,7 @@ class Quantizer(nn.Module, ABC):
     def _limit(self, upper: bool) -> float:
         if not self.calibrated:
             return float("inf") if upper else float("-inf")
-        k, i, f = (t.double() for t in self.kif())
+        k, i, f = (t.detach().double() for t in self.kif())
         high = (torch.exp2(i) - torch.exp2(-f)).clamp(min=0)
         if upper:
             return float(high.max())
@@ -168,6 +196,13 @@ class Mask(nn.Module, ABC):
     def sparsity(self) -> Tensor:
         """Fraction of weights that the mask removes, a 0-d tensor."""
 
+    def keep(self) -> Tensor | None:
+        """1 where a weight is kept and 0 where it is removed, of W's shape and without synchronisation; None: nothing is known.
+
+        EBOPs count no bits for removed weights, so that a resource term does not press on them.
+        """
+        return None
+
 
 def module_of(gm: GraphModule, node: Node) -> nn.Module | None:
     """The module that `node` calls, or None when it calls none."""
@@ -181,7 +216,10 @@ def attribute_at(root: nn.Module, path: str) -> Any:
 
 
 def op_of(node: Node) -> Op | None:
-    """The dialect entry of `node`, or None (placeholders, outputs, modules, opaque functions)."""
+    """The dialect entry of `node`, or None (placeholders, outputs, modules but `Tabulated`, opaque functions)."""
+    if node.op == "call_module" and (gm := node.graph.owning_module) is not None:
+        module = module_of(gm, node)
+        return OPS[module.function] if isinstance(module, Tabulated) else None
     return OPS.get(node.target) if node.op == "call_function" and callable(node.target) else None
 
 

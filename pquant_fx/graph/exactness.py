@@ -64,7 +64,7 @@ def run_isolated(model: nn.Module, examples: Examples, training: bool, double: b
     for path, module in model.named_modules():  # each module once: swapped in under two names, a tensor would not be put back
         for name, t in (*module._parameters.items(), *module._buffers.items()):
             if t is not None:
-                copied = t.detach().double() if double and t.is_floating_point() else t.detach().clone()
+                copied = t.detach().to(torch.float64 if double and t.is_floating_point() else t.dtype, copy=True)
                 tensors[f"{path}.{name}" if path else name] = copied
     inputs = tuple(x.double() if double and isinstance(x, Tensor) and x.is_floating_point() else x for x in examples)
     with torch.no_grad(), _mode(model, training), torch.random.fork_rng(devices=[]):

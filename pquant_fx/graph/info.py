@@ -36,6 +36,11 @@ class NodeInfo:
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
 
+    @property
+    def label(self) -> str:
+        """The module path, with the call site where it is not the first."""
+        return f"{self.path}@{self.site}" if self.site > 1 else self.path
+
     def with_shape(self, shape: tuple[int, ...] | None, dtype: str | None = None) -> NodeInfo:
         """The same provenance with another shape; without `dtype`, the element type stays."""
         return replace(self, shape=shape, dtype=dtype if dtype is not None else self.dtype)

@@ -13,7 +13,21 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-__all__ = ["Array", "contract", "correlate", "pad", "permute", "pool_geometry", "reshape", "take", "window_max", "window_sum", "windows"]
+__all__ = [
+    "Array",
+    "contract",
+    "correlate",
+    "pad",
+    "permute",
+    "pool_geometry",
+    "reshape",
+    "spread",
+    "take",
+    "turned",
+    "window_max",
+    "window_sum",
+    "windows",
+]
 
 Array: TypeAlias = NDArray[Any]
 _CHUNK = 1 << 24
@@ -123,3 +137,21 @@ def correlate(x: Array, w: Array, stride: Sequence[int], padding: Sequence[int],
         summed = np.matmul(unfolded, rows)
         result[start : start + step] = summed.transpose(0, 1, 3, 2).reshape(size, w.shape[0], *out)
     return result
+
+
+def spread(
+    x: Array, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], output_padding: Sequence[int], dilation: Sequence[int]
+) -> Array:
+    """x (N, C, *spatial) with stride - 1 zeros between its values and as many around it that `correlate` with `turned` weights,
+    stride 1 and no padding, is the transposed convolution.
+    """
+    wide = np.zeros((*x.shape[:2], *((size - 1) * step + 1 for size, step in zip(x.shape[2:], stride))), dtype=x.dtype)
+    wide[(slice(None), slice(None), *(slice(None, None, step) for step in stride))] = x
+    before = [d * (k - 1) - p for k, p, d in zip(kernel, padding, dilation)]
+    return _padded(wide, [(b, b + more) for b, more in zip(before, output_padding)], 0)
+
+
+def turned(w: Array, groups: int) -> Array:
+    """The weights (C, O / groups, *kernel) of a transposed convolution as those of a convolution, (O, C / groups, *kernel)."""
+    parts = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
+    return np.flip(parts.reshape(-1, *parts.shape[2:]), axis=tuple(range(2, w.ndim)))

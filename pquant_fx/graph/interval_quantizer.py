@@ -10,7 +10,7 @@ from torch import Tensor
 from pquant_fx.formats import OverflowMode, RoundingMode
 from pquant_fx.graph.dialect import Quantizer
 from pquant_fx.graph.interval_codes import ALL_ZERO, MAX_BITS, Formats, Ints, bit_length, quantize_codes
-from pquant_fx.graph.intervals import Inexact, Interval, require_bits
+from pquant_fx.graph.intervals import Inexact, Interval
 
 __all__ = ["QuantizerFacts", "formats_of", "full_range", "quantize_interval"]
 
@@ -48,7 +48,7 @@ def formats_of(quantizer: Quantizer, shape: tuple[int, ...], *, data: bool, valu
             what = f"a format of shape {a.shape} does not fit a value of shape {shape}"
             raise Inexact("PQ306", what, "give k, i and f shapes that broadcast to the value") from None
     formats = Formats(*arrays)
-    if quantizer.overflow == "WRAP_SM" and bool((formats.k == 0).any()):
+    if quantizer.overflow == "WRAP_SM" and bool(((formats.k == 0) & (formats.i + formats.f > 0)).any()):
         raise Inexact("PQ306", "WRAP_SM needs a signed format", "use WRAP or SAT for unsigned values")
     if formats.bits > MAX_BITS - 2:
         raise Inexact("PQ303", f"a format of {formats.bits} bits is wider than our integers", f"use at most {MAX_BITS - 2} bits")
@@ -95,6 +95,9 @@ def _spread(low: Ints, high: Ints, formats: Formats, zeros: Ints) -> Interval:
     """Codes at each element's own f, brought to the common grid."""
     shift = formats.spread()
     used = np.maximum(bit_length(low), bit_length(high))
-    require_bits(int(np.where(used > 0, used + shift, 0).max(initial=0)))
+    bits = int(np.where(used > 0, used + shift, 0).max(initial=0))
+    if bits > MAX_BITS:
+        what = f"the formats of its elements span {bits} bits on one grid, more than {MAX_BITS}"
+        raise Inexact("PQ303", what, "give its elements formats that lie closer together, or fewer bits")
     shift = np.minimum(shift, MAX_BITS)
     return Interval(formats.lsb, low << shift, high << shift, np.minimum(zeros + shift, ALL_ZERO))

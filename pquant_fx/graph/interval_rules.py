@@ -16,9 +16,11 @@ import torch
 from torch.nn import functional as F
 
 from pquant_fx.graph import interval_arrays as arrays
-from pquant_fx.graph.interval_codes import Ints, trailing_zeros
-from pquant_fx.graph.interval_weighted import Result, conv_rule, linear_rule, matmul_rule
+from pquant_fx.graph.interval_codes import ALL_ZERO, Ints, trailing_zeros
+from pquant_fx.graph.interval_tables import lookup_rule
+from pquant_fx.graph.interval_weighted import Result, conv_rule, conv_transpose_rule, linear_rule, matmul_rule
 from pquant_fx.graph.intervals import Inexact, Interval, align, exact_number, require_bits
+from pquant_fx.graph.tables import lookup
 
 __all__ = ["RULES", "division_shift", "power_of_two", "reciprocal"]
 
@@ -105,21 +107,29 @@ def _relu6(x: Interval) -> Result:
 
 
 def _leaky_relu(x: Interval, slope: float = 0.01) -> Result:
-    factor = exact_number(slope)
-    code = int(factor.low)
-    require_bits(x.span + factor.span + max(factor.f, 0) + 1)
-    positive, f = (x.at(x.f + factor.f), x.f + factor.f) if factor.f >= 0 else (x, x.f)
-    scale = code if factor.f >= 0 else code << -factor.f
-    ends = [np.minimum(c, 0) * scale for c in (x.low, x.high)]
-    above = [np.maximum(c, 0) for c in (positive.low, positive.high)]
-    if scale >= 0:
-        low, high = ends[0] + above[0], ends[1] + above[1]
-    else:
-        crosses = (x.low <= 0) & (x.high >= 0)
-        low = np.where(crosses, 0, np.minimum(ends[0] + above[0], ends[1] + above[1]))
-        high = np.maximum(ends[0] + above[0], ends[1] + above[1])
-    zeros = np.minimum(positive.zeros, np.minimum(x.zeros + trailing_zeros(np.int64(scale)), 63))
-    return Interval(f, low, high, zeros), None
+    return _prelu(x, exact_number(slope))
+
+
+def _prelu(x: Interval, slope: Interval) -> Result:
+    """max(x, 0) + slope min(x, 0): one slope, or one a channel (axis 1)."""
+    if not slope.is_constant:
+        raise Inexact("PQ202", "its slope is computed from data", "use torch.maximum and a product of two values")
+    require_bits(x.span + slope.span + abs(slope.f) + 1)
+    shift = max(slope.f, 0)
+    scale = slope.low << max(-slope.f, 0)
+    scale = scale.reshape(-1, *(1 for _ in x.shape[2:])) if scale.size > 1 else scale.reshape(())
+    ends = [np.minimum(c, 0) * scale + (np.maximum(c, 0) << shift) for c in (x.low, x.high)]
+    least = np.minimum(*ends)
+    low = np.where((x.low <= 0) & (x.high >= 0), np.minimum(least, 0), least)  # a negative slope turns at zero
+    zeros = np.minimum(x.zeros + np.minimum(trailing_zeros(scale), shift), ALL_ZERO)
+    return Interval(x.f + shift, low, np.maximum(*ends), zeros), None
+
+
+def _amax(x: Interval, axes: Sequence[int], keepdim: bool = False) -> Result:
+    where = tuple(axes)
+    _within_samples(bool(where) and all(a % x.low.ndim for a in where))
+    low, high = (c.max(axis=where, keepdims=keepdim) for c in (x.low, x.high))
+    return Interval(x.f, low, high, x.zeros.min(axis=where, keepdims=keepdim)), None
 
 
 def _max_pool(x: Interval, *geometry: Any) -> Result:
@@ -228,6 +238,8 @@ RULES: dict[Callable[..., Any], Callable[..., Result]] = {
     F.linear: linear_rule,
     F.conv1d: conv_rule,
     F.conv2d: conv_rule,
+    F.conv_transpose1d: conv_transpose_rule,
+    F.conv_transpose2d: conv_transpose_rule,
     torch.matmul: matmul_rule,
     operator.add: _add,
     operator.sub: _sub,
@@ -241,12 +253,15 @@ RULES: dict[Callable[..., Any], Callable[..., Result]] = {
     F.relu6: _relu6,
     F.leaky_relu: _leaky_relu,
     F.hardtanh: _hardtanh,
+    F.prelu: _prelu,
+    lookup: lookup_rule,
     F.avg_pool1d: _avg_pool,
     F.avg_pool2d: _avg_pool,
     torch.mean: _mean,
     torch.sum: _sum,
     F.max_pool1d: _max_pool,
     F.max_pool2d: _max_pool,
+    torch.amax: _amax,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,

@@ -1,4 +1,4 @@
-"""Intervals of sums of products: F.linear, F.conv1d/2d with constant weights, torch.matmul.
+"""Intervals of sums of products: F.linear, F.conv1d/2d and F.conv_transpose1d/2d with constant weights, torch.matmul.
 
 The accumulator of y_o = sum_j w_j x_j + b is bounded over every order of summation: its smallest value is the sum of all
 negative parts, its largest the sum of all positive parts (Colbert et al. 2023); the result's own interval is tighter.
@@ -7,15 +7,16 @@ negative parts, its largest the sum of all positive parts (Colbert et al. 2023);
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from pquant_fx.graph.interval_arrays import Array, contract, correlate
-from pquant_fx.graph.interval_codes import ALL_ZERO, Ints, bit_length, trailing_zeros
+from pquant_fx.graph.interval_arrays import Array, contract, correlate, spread, turned
+from pquant_fx.graph.interval_codes import ALL_ZERO, Ints, trailing_zeros
 from pquant_fx.graph.intervals import Inexact, Interval, align, require_bits
 
-__all__ = ["Result", "conv_rule", "linear_rule", "matmul_rule"]
+__all__ = ["Result", "conv_rule", "conv_transpose_rule", "linear_rule", "matmul_rule"]
 
 Result: TypeAlias = tuple[Interval, Interval | None]
 Apply: TypeAlias = Callable[[Array, Array], Array]
@@ -23,7 +24,7 @@ Apply: TypeAlias = Callable[[Array, Array], Array]
 
 def linear_rule(x: Interval, w: Interval, b: Interval | None) -> Result:
     """F.linear on x (1, ..., I), w (O, I), b (O)."""
-    return _weighted(x, w, b, contract, (-1,))
+    return _weighted(x, w, b, contract, _Terms.of(x, w, -1))
 
 
 def conv_rule(
@@ -36,23 +37,71 @@ def conv_rule(
     def apply(values: Array, weight: Array) -> Array:
         return correlate(values, weight, stride, padding, dilation, groups)
 
-    return _weighted(x, w, b, apply, (-1, *(1 for _ in range(w.low.ndim - 2))))
+    return _weighted(x, w, b, apply, _Terms.of(x, w, 1, groups))
 
 
-def _weighted(x: Interval, w: Interval, b: Interval | None, apply: Apply, column: tuple[int, ...]) -> Result:
+def conv_transpose_rule(
+    x: Interval,
+    w: Interval,
+    b: Interval | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Result:
+    """F.conv_transpose1d / 2d on x (1, C, *spatial), w (C, O / groups, *kernel), b (O): a convolution of the spread-out input."""
+    ones, none = (1,) * len(stride), (0,) * len(stride)
+    values = x.moved(spread, w.shape[2:], stride, padding, output_padding, dilation)
+    return conv_rule(values, w.moved(turned, groups), b, ones, none, dilation, groups)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What each output (row) meets of each input channel: weights (O, C / groups, kernel), the channel's largest code and its
+    low zero bits, both (O, C / groups). Formats per element differ between channels, so neither is taken over all of them.
+    """
+
+    weights: Ints
+    reach: Ints
+    zeros: Ints
+
+    @classmethod
+    def of(cls, x: Interval, w: Interval, axis: int, groups: int = 1) -> _Terms:
+        """axis: of the channels in x."""
+        outputs, each = w.shape[0], w.shape[1]
+        largest = np.maximum(np.abs(x.low), np.abs(x.high))
+
+        def met(values: Ints, choose: Callable[..., Ints]) -> Ints:
+            return np.repeat(_by_channel(values, axis, choose).reshape(groups, each), outputs // groups, axis=0)
+
+        return cls(w.low.reshape(outputs, each, -1), met(largest, np.max), met(x.zeros, np.min))
+
+    def low_zeros(self) -> Ints:
+        """Low zero bits of every output: of the finest of its products."""
+        products = trailing_zeros(self.weights).min(axis=2, initial=ALL_ZERO) + self.zeros
+        return np.minimum(products.min(axis=1, initial=ALL_ZERO), ALL_ZERO)
+
+    def sum_type(self) -> type[np.generic]:
+        """float64 (BLAS) while no sum can leave 53 bits, else int64. Raises Inexact (PQ303) beyond 62."""
+        sizes = np.abs(self.weights.astype(np.float64)).sum(axis=2) * self.reach
+        bits = int(np.frexp(sizes.sum(axis=1).max(initial=0.0) * (1 + 2.0**-40))[1])
+        require_bits(bits)
+        return np.float64 if bits <= 53 else np.int64
+
+
+def _weighted(x: Interval, w: Interval, b: Interval | None, apply: Apply, terms: _Terms) -> Result:
     if not w.is_constant or (b is not None and not b.is_constant):
         raise Inexact("PQ202", "its weight is computed from data", "use torch.matmul for a product of two values")
-    outputs = w.shape[0]
-    rows = w.low.reshape(outputs, -1)
-    dtype = _sum_type(x, rows)
+    column = (-1, *(1 for _ in range(w.low.ndim - 2)))
+    dtype = terms.sum_type()
     plus, minus = np.maximum(w.low, 0).astype(dtype), np.minimum(w.low, 0).astype(dtype)
     signed = bool(minus.any())
     bounds = np.concatenate((x.high, x.low, np.maximum(x.high, 0), np.minimum(x.low, 0))).astype(dtype)
     up = _codes(apply(bounds, plus))
     down = _codes(apply(bounds, minus)) if signed else np.zeros_like(up)
     f = x.f + w.f
-    low_zeros = _row_zeros(rows, x)
-    zeros = np.broadcast_to(low_zeros.reshape(column), up[:1].shape)
+    zeros = np.broadcast_to(terms.low_zeros().reshape(column), up[:1].shape)
     value = Interval(f, up[1:2] + down[0:1], up[0:1] + down[1:2], zeros)
     sums = Interval(f, up[3:4] + down[2:3], up[2:3] + down[3:4], zeros)
     if b is None:
@@ -68,21 +117,9 @@ def _weighted(x: Interval, w: Interval, b: Interval | None, apply: Apply, column
     return total, accumulator
 
 
-def _row_zeros(rows: Ints, x: Interval) -> Ints:
-    """Low zero bits of every output: those of the row's weights and those that all inputs share."""
-    shared = int(x.zeros.min(initial=ALL_ZERO))
-    return np.minimum(trailing_zeros(rows).min(axis=1, initial=ALL_ZERO) + shared, ALL_ZERO)
-
-
-def _sum_type(x: Interval, rows: Ints) -> type[np.generic]:
-    """float64 (BLAS) while no sum can leave 53 bits, else int64. Raises Inexact (PQ303) beyond 62."""
-    terms = max(1, rows.shape[1])
-    require_bits(int(bit_length(rows).max(initial=0)) + terms.bit_length())
-    largest = int(np.abs(rows).sum(axis=1).max(initial=0))
-    reach = max(abs(int(x.low.min(initial=0))), abs(int(x.high.max(initial=0))))
-    bits = (largest * reach).bit_length()
-    require_bits(bits)
-    return np.float64 if bits <= 53 else np.int64
+def _by_channel(values: Ints, axis: int, choose: Callable[..., Ints]) -> Ints:
+    """One number per index of `axis`, chosen (np.min, np.max) from all others."""
+    return choose(np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1), axis=1)
 
 
 def _codes(sums: Array) -> Ints:
@@ -100,8 +137,8 @@ def matmul_rule(a: Interval, b: Interval) -> Result:
     products = [p * q for p in left for q in right]
     least, most = np.minimum.reduce(products), np.maximum.reduce(products)
     axis = -1 if vector else -2
-    shared = int(a.zeros.min(initial=ALL_ZERO)) + int(b.zeros.min(initial=ALL_ZERO))
-    zeros = np.asarray(min(ALL_ZERO, shared), dtype=np.int64)
+    finest = _by_channel(a.zeros, -1, np.min) + _by_channel(b.zeros, axis, np.min)
+    zeros = np.minimum(finest.min(initial=ALL_ZERO), ALL_ZERO)
     f = a.f + b.f
     value = Interval(f, least.sum(axis=axis), most.sum(axis=axis), zeros)
     return value, Interval(f, np.minimum(least, 0).sum(axis=axis), np.maximum(most, 0).sum(axis=axis), zeros)

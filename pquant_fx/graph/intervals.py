@@ -148,7 +148,7 @@ def constant(values: ArrayLike, limit: int = MAX_BITS) -> Interval:
                 f"a constant needs {bits} bits to be exact",
                 f"use numbers that are integers times a power of two of at most {limit} bits, or let a quantizer round them",
             )
-        raise Inexact("PQ303", f"the values of one tensor span {bits} bits", "give its channels formats that lie closer together")
+        raise Inexact("PQ303", f"the values of one tensor span {bits} bits", "give its elements formats that lie closer together")
     return Interval(f, codes, codes)
 
 
@@ -169,7 +169,7 @@ def require_bits(bits: int) -> None:
         raise Inexact(
             "PQ303",
             f"exact codes need {bits} bits, more than {MAX_BITS}",
-            "quantize its inputs to fewer bits, or put a quantizer before it",
+            "give its inputs and weights fewer bits, or formats that lie closer together",
         )
 
 

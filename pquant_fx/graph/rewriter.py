@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from pquant_fx.errors import Problem
 from pquant_fx.graph.dialect import attribute_at, forget_answers, module_of
-from pquant_fx.graph.info import KEY, info
+from pquant_fx.graph.info import KEY, info, place
 
-__all__ = ["JOURNAL", "OWN", "Rewriter", "is_own_constant"]
+__all__ = ["JOURNAL", "OWN", "Rewriter", "is_own_constant", "notes_of"]
 
 JOURNAL = "pquant_fx.journal"
+_NOTES = "pquant_fx.notes"
 OWN = "pq"  # the reserved child of the model that holds our modules
 
 M = TypeVar("M", bound=nn.Module)
@@ -93,6 +95,13 @@ class Rewriter:
         self.changed = True
         return full
 
+    def disown(self, path: str) -> None:
+        """Drop the module of ours at `path` when no node calls it any more."""
+        owner, _, name = path.rpartition(".")
+        if path.startswith(f"{OWN}.") and not any(n.target == path for n in self.graph.nodes):
+            delattr(self.gm.get_submodule(owner), name)
+            self.changed = True
+
     def exchange(self, path: str, module: nn.Module) -> None:
         """Let every node that calls the module at `path` call `module` instead."""
         owner, _, name = path.rpartition(".")
@@ -157,6 +166,13 @@ class Rewriter:
             if node.op not in ("placeholder", "output"):
                 self.erase_if_dead(node)
 
+    # ---- telling the user
+    def note(self, code: str, what: str, remedy: str, node: Node) -> None:
+        """Say what the pass decided at `node`: the compiled model shows it among its `notes`. The same note counts once."""
+        made = Problem(code, what, remedy, place(node), "info")
+        if made not in notes_of(self.gm):
+            self.gm.meta[_NOTES] = (*notes_of(self.gm), made)
+
     # ---- bookkeeping
     def _made(self, node: Node) -> Node:
         if self._here is not None:
@@ -168,6 +184,12 @@ class Rewriter:
     def _touch(self, node: Node) -> None:
         self._journal.add(node.name)
         self.changed = True
+
+
+def notes_of(gm: GraphModule) -> tuple[Problem, ...]:
+    """What passes noted about the graph, in order."""
+    found: tuple[Problem, ...] = gm.meta.get(_NOTES, ())
+    return found
 
 
 def is_own_constant(node: Node) -> bool:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pquant_fx.graph.tables import TABLE_FUNCTIONS, Tabulated, lookup
+
 __all__ = ["same_layout", "shape_of_call", "shape_of_layer"]
 
 T = torch.Tensor
@@ -147,6 +149,35 @@ def _convolution_call(n: int) -> Callable[[dict[str, Any]], Tensor | None]:
     return rule
 
 
+def _transposed(x: Tensor, channels: int, n: int, options: tuple[Any, ...]) -> Tensor | None:
+    """options: kernel, stride, padding, output_padding, dilation."""
+    each = zip(x.shape[2:], *(_each(v, n) for v in options))
+    sizes = [(size - 1) * step - 2 * pad + spread * (taps - 1) + more + 1 for size, taps, step, pad, more, spread in each]
+    return _fresh(x, (x.shape[0], channels, *sizes)) if x.dim() == n + 2 and x.is_contiguous() and min(sizes) > 0 else None
+
+
+def _transposed_layer(m: Any, x: Tensor) -> Tensor | None:
+    if x.dim() < 2 or x.shape[1] != m.in_channels:
+        return None
+    return _transposed(x, m.out_channels, len(m.kernel_size), (m.kernel_size, m.stride, m.padding, m.output_padding, m.dilation))
+
+
+def _transposed_call(n: int) -> Callable[[dict[str, Any]], Tensor | None]:
+    def rule(given: dict[str, Any]) -> Tensor | None:
+        x, w = given["input"], given.get("weight")
+        if w is None or not _is_plain(w) or w.dtype != x.dtype or x.dim() != n + 2 or w.dim() != n + 2 or x.shape[1] != w.shape[0]:
+            return None
+        options = (given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1)))
+        return _transposed(x, w.shape[1] * given.get("groups", 1), n, (w.shape[2:], *options))
+
+    return rule
+
+
+def _lookup_call(given: dict[str, Any]) -> Tensor | None:
+    x, entries = given["input"], given.get("entries")
+    return _fresh(x, x.shape) if x.is_contiguous() and isinstance(entries, Tensor) and entries.dtype == x.dtype else None
+
+
 def _pool_call(n: int) -> Callable[[dict[str, Any]], Tensor | None]:
     def rule(given: dict[str, Any]) -> Tensor | None:
         x, kernel = given["input"], given.get("kernel_size")
@@ -168,21 +199,26 @@ def _reduction_call(given: dict[str, Any]) -> Tensor | None:
 
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVG_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _REDUCTION = ("input", "dim", "keepdim", "dtype")
 _CALLS: dict[Callable[..., Any], tuple[tuple[str, ...], Callable[[dict[str, Any]], Tensor | None]]] = {
     F.conv1d: (_CONVOLUTION, _convolution_call(1)),
     F.conv2d: (_CONVOLUTION, _convolution_call(2)),
+    F.conv_transpose1d: (_TRANSPOSED, _transposed_call(1)),
+    F.conv_transpose2d: (_TRANSPOSED, _transposed_call(2)),
     F.max_pool1d: (_MAX_POOL, _pool_call(1)),
     F.max_pool2d: (_MAX_POOL, _pool_call(2)),
     F.avg_pool1d: (_AVG_POOL, _pool_call(1)),
     F.avg_pool2d: (_AVG_POOL, _pool_call(2)),
     **dict.fromkeys((torch.mean, T.mean, torch.sum, T.sum), (_REDUCTION, _reduction_call)),
+    torch.amax: (_REDUCTION[:3], _reduction_call),
+    lookup: (("input", "entries", "f", "low"), _lookup_call),
 }
 _ELEMENTWISE = {
-    *(F.relu, torch.relu, T.relu, F.relu6, F.leaky_relu, F.hardtanh, F.gelu, F.silu, F.hardswish),
-    *(torch.sigmoid, T.sigmoid, torch.tanh, T.tanh, torch.neg, T.neg, operator.neg, torch.exp, T.exp),
+    *(F.relu, torch.relu, T.relu, F.relu6, F.leaky_relu, F.hardtanh, F.prelu, *TABLE_FUNCTIONS),
+    *(T.sigmoid, T.tanh, torch.neg, T.neg, operator.neg, T.exp),
     *(torch.softmax, T.softmax, F.softmax),
 }
 _BINARY = {
@@ -193,11 +229,13 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor | None]] = {
     nn.Linear: _linear_layer,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
+    nn.ConvTranspose1d: _transposed_layer,
+    nn.ConvTranspose2d: _transposed_layer,
     nn.MaxPool1d: _pool,
     nn.MaxPool2d: _pool,
     nn.AvgPool1d: _pool,
     nn.AvgPool2d: _pool,
     **dict.fromkeys(
-        (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softmax), lambda m, x: _like(x)
+        (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softmax, Tabulated), lambda m, x: _like(x)
     ),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pquant_fx.graph.dialect import DROPOUTS
+from pquant_fx.graph.dialect import DROPOUTS, Mask, Quantizer
 from pquant_fx.graph.shape_rules import same_layout, shape_of_call, shape_of_layer
 
 __all__ = ["DataDependentShape", "Shapes", "map_structure", "tensors_of"]
@@ -55,7 +55,7 @@ class Shapes:
         if args and isinstance(args[0], Tensor) and not kwargs:
             if isinstance(module, _NORMS):
                 return _norm(module, args[0])
-            if isinstance(module, DROPOUTS):
+            if isinstance(module, (*DROPOUTS, Quantizer, Mask)):
                 return args[0].view_as(args[0])
         with torch.no_grad(), torch._C.DisableTorchFunction():
             known = shape_of_layer(module, args[0], self.meta) if len(args) == 1 and not kwargs else None

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from pquant_fx.graph.dialect import Mask, Quantizer, module_of, op_of
 from pquant_fx.graph.info import info
+from pquant_fx.graph.tables import Tabulated
 
 __all__ = ["diff", "fingerprint", "text"]
 
@@ -72,6 +73,8 @@ def _expression(gm: GraphModule, node: Node) -> str:
         kind = type(module).__name__
         if isinstance(module, Quantizer):
             kind = f"{kind}[{module.rounding}, {module.overflow}]"
+        if isinstance(module, Tabulated):
+            return f"{kind}[{module.extra_repr()}]({called})"
         return f"{kind} {node.target}({called})" if not isinstance(module, Quantizer | Mask) else f"{kind}({called})"
     op = op_of(node)
     function = op.name if op is not None else getattr(node.target, "__qualname__", str(node.target))

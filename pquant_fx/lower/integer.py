@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -12,10 +13,11 @@ from torch.fx.node import map_arg
 from pquant_fx.errors import InputError, Problem
 from pquant_fx.graph.analysis import FormatMap, analyse, sample_shape
 from pquant_fx.graph.constants import live_nodes
-from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of
+from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of, op_of
 from pquant_fx.graph.info import place
 from pquant_fx.graph.interval_codes import dyadic, quantize_codes, quantize_real
 from pquant_fx.graph.interval_quantizer import formats_of
+from pquant_fx.graph.tables import Tabulated, lookup
 from pquant_fx.graph.values import output_of
 from pquant_fx.lower.exact_forward import FLOAT64_BITS
 from pquant_fx.lower.integer_ops import OPERATORS, SUMS_OF_PRODUCTS, Codes, from_real, real
@@ -96,6 +98,9 @@ class IntegerInterpreter:
             return _quantized(module, state[_first(node)])
         if isinstance(module, IDENTITIES):
             return state[_first(node)]
+        if (op := op_of(node)) is not None and op.kind == "table" and node.target is not lookup:
+            leaf = module if isinstance(module, Tabulated) else Tabulated(op.name, node.args[1:], node.kwargs)
+            return _tabulated(leaf, state[_first(node)])
         args: Any = map_arg((*node.args, *node.kwargs.values()), cast(Any, state.__getitem__))
         if any(not isinstance(state[n], Codes) for n in node.all_input_nodes):
             return _moved(node, state)
@@ -152,6 +157,13 @@ def _quantized(quantizer: Quantizer, x: Value) -> Codes:
     else:
         own = quantize_real(x, formats, quantizer.rounding, quantizer.overflow)
     return Codes(own << formats.spread(), formats.lsb)
+
+
+def _tabulated(leaf: Tabulated, x: Value) -> NDArray[np.float64]:
+    """The real results of a table that is not made yet, at most float32's largest number."""
+    values = real(*x) if isinstance(x, Codes) else x
+    made: NDArray[np.float64] = leaf.precisely(torch.from_numpy(values)).clamp(-(2.0**127), 2.0**127).double().numpy()
+    return made
 
 
 def _first(node: Node) -> Node:

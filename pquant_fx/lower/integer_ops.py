@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from pquant_fx.graph import interval_arrays as arrays
 from pquant_fx.graph.interval_codes import Ints, dyadic
+from pquant_fx.graph.tables import lookup
 
 __all__ = ["OPERATORS", "SUMS_OF_PRODUCTS", "Codes", "from_real", "real"]
 
@@ -103,10 +104,22 @@ def _relu6(x: Codes) -> Codes:
 
 
 def _leaky_relu(x: Codes, slope: float = 0.01) -> Codes:
-    factor = from_real(slope)
-    factor = factor.at(max(factor.f, 0))
-    code = int(factor.codes)
-    return Codes(np.where(x.codes < 0, x.codes * code, x.codes << factor.f), x.f + factor.f)
+    return _prelu(x, from_real(slope))
+
+
+def _prelu(x: Codes, slope: Codes) -> Codes:
+    slope = slope.at(max(slope.f, 0))
+    factor = slope.codes.reshape(-1, *(1 for _ in x.codes.shape[2:])) if slope.codes.size > 1 else slope.codes.reshape(())
+    return Codes(np.where(x.codes < 0, x.codes * factor, x.codes << slope.f), x.f + slope.f)
+
+
+def _lookup(x: Codes, entries: Codes, f: int, low: int) -> Codes:
+    codes = x.codes << (f - x.f) if f >= x.f else x.codes >> (x.f - f)
+    return Codes(entries.codes[codes - low], entries.f)
+
+
+def _amax(x: Codes, axes: Sequence[int], keepdim: bool = False) -> Codes:
+    return Codes(x.codes.max(axis=tuple(axes), keepdims=keepdim), x.f)
 
 
 def _max_pool(x: Codes, *geometry: Any) -> Codes:
@@ -169,6 +182,14 @@ def _conv(floating: bool, x: Codes, w: Codes, b: Codes | None, stride: Ns, paddi
     return _add(sums, Codes(b.codes.reshape(-1, *(1 for _ in w.codes.shape[2:])), b.f))
 
 
+def _conv_transpose(
+    floating: bool, x: Codes, w: Codes, b: Codes | None, stride: Ns, padding: Ns, output_padding: Ns, groups: int, dilation: Ns
+) -> Codes:
+    ones, none = (1,) * len(stride), (0,) * len(stride)
+    values = Codes(arrays.spread(x.codes, w.codes.shape[2:], stride, padding, output_padding, dilation), x.f)
+    return _conv(floating, values, Codes(arrays.turned(w.codes, groups), w.f), b, ones, none, dilation, groups)
+
+
 def _matmul(floating: bool, a: Codes, b: Codes) -> Codes:
     return _products(a, b, np.matmul, floating)
 
@@ -185,12 +206,15 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Codes]] = {
     F.relu6: _relu6,
     F.leaky_relu: _leaky_relu,
     F.hardtanh: _hardtanh,
+    F.prelu: _prelu,
+    lookup: _lookup,
     F.avg_pool1d: _avg_pool,
     F.avg_pool2d: _avg_pool,
     torch.mean: _mean,
     torch.sum: _sum,
     F.max_pool1d: _max_pool,
     F.max_pool2d: _max_pool,
+    torch.amax: _amax,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,
@@ -201,5 +225,7 @@ SUMS_OF_PRODUCTS: dict[Callable[..., Any], Callable[..., Codes]] = {
     F.linear: _linear,
     F.conv1d: _conv,
     F.conv2d: _conv,
+    F.conv_transpose1d: _conv_transpose,
+    F.conv_transpose2d: _conv_transpose,
     torch.matmul: _matmul,
 }

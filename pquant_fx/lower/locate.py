@@ -1,18 +1,19 @@
-"""Where two engines part: the first node, in order of computation, whose values differ."""
+"""Where an engine leaves torch: the first node, in order of computation, whose values differ."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from pquant_fx.graph.analysis import FormatMap
-from pquant_fx.lower.integer import IntegerInterpreter
-
 __all__ = ["first_differing_node"]
+
+Array = npt.NDArray[np.float64]
 
 
 class _Recorder(Interpreter):
@@ -20,7 +21,7 @@ class _Recorder(Interpreter):
 
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm)
-        self.values: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
+        self.values: dict[str, Array] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -29,14 +30,13 @@ class _Recorder(Interpreter):
         return value
 
 
-def first_differing_node(gm: GraphModule, formats: FormatMap, inputs: list[Tensor]) -> Node | None:
-    """The first node at which torch and the integer interpreter differ on `inputs`; None when they agree everywhere."""
+def first_differing_node(gm: GraphModule, inputs: list[Tensor], values: Mapping[str, Array]) -> Node | None:
+    """The first node whose value in torch is another than in `values` (an engine's, by node name); None when there is none."""
     dtype = next((b.dtype for b in gm.buffers() if b.is_floating_point()), torch.float32)
     recorder = _Recorder(gm)
     with torch.no_grad():
         recorder.run(*(x.to(dtype) for x in inputs))
-    _, exact = IntegerInterpreter(gm, formats).run(*(x.double().numpy(force=True) for x in inputs), trace=True)
     for node in gm.graph.nodes:
-        if node.name in exact and node.name in recorder.values and not np.array_equal(exact[node.name], recorder.values[node.name]):
+        if node.name in values and node.name in recorder.values and not np.array_equal(values[node.name], recorder.values[node.name]):
             return node
     return None

@@ -73,6 +73,10 @@ class MagnitudeMask(Mask):
         """Fraction of weights that are masked, a 0-d tensor; 0 for an empty weight."""
         return (self.mask == 0).float().mean() if self.mask.numel() else torch.zeros((), device=self.mask.device)
 
+    def keep(self) -> Tensor:
+        """The mask itself."""
+        return self.mask
+
     def update(self, weight: Tensor, sparsity: float) -> None:
         """Prune the round(sparsity * N) weights of least magnitude, of equal ones those of lower index.
 

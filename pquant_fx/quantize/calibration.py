@@ -1,13 +1,15 @@
-"""Calibration: the formats of data from observed values, then those of the biases from the formats around them.
+"""Calibration: first formats from values, and the ranges of data that training tracks.
 
-The graph runs in eval mode with quantized weights and unquantized data. Network inputs and all observed values are
-checked for NaN and infinity with a single synchronisation at the end. Either every format is set or none is.
+Parameters come first. Then the graph runs in eval mode with quantized weights and unquantized data, which observers look
+at; then the biases take the grid around them. Network inputs and all observed values are checked for NaN and infinity with
+a single synchronisation at the end. Either every format is set or none is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,58 +17,179 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import CalibrationError, Problem
-from pquant_fx.graph.constants import evaluating
-from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
-from pquant_fx.graph.info import place
+from pquant_fx.graph.constants import constant_values, evaluating
+from pquant_fx.graph.dialect import Quantizer, module_of
+from pquant_fx.graph.values import static_range
+from pquant_fx.quantize.calibration_checks import refuse_bad_parameters, refuse_bad_values, refuse_misplaced
+from pquant_fx.quantize.learned import LearnedQuantizer
 from pquant_fx.quantize.lsb import bias_fractions
-from pquant_fx.quantize.observers import Observer
-from pquant_fx.quantize.quantizers import AccumulatorQuantizer, CalibratedQuantizer
-from pquant_fx.quantize.static import FixedQuantizer, FormatBuffers
+from pquant_fx.quantize.observers import Observer, across_ranks, over_ranks
+from pquant_fx.quantize.protocols import Observable, Restorable, StartsFromValue
+from pquant_fx.quantize.quantizers import AccumulatorQuantizer
 
-__all__ = ["calibrate"]
-
-Observed = dict[Node, Observer]
+__all__ = ["Observable", "StartsFromValue", "calibrate", "trace_ranges"]
 
 
 def calibrate(gm: GraphModule, batches: Iterable[Any]) -> int:
-    """Observe every CalibratedQuantizer over `batches` and set its format; then each AccumulatorQuantizer's f (f_w + f_x).
+    """Set every format that rests on values: of parameters (`StartsFromValue`) from them, of data (`Observable`) over
+    `batches`, of biases (AccumulatorQuantizer) from those around them, f_w + f_x; last, `trace_ranges`.
 
     batches: tuples with one tensor an input of the graph (a lone tensor stands for a tuple of one). Returns how many were
-    seen. Quantizers with a given format stay active. Raises CalibrationError: PQ305 for NaN or infinity in a parameter, an
-    input or an observed value (naming node, module and line), PQ410 when there is no batch with a sample in it. Formats
-    are then as before; modes and gradients never change.
+    seen. Quantizers with a given format stay active, learned ones keep theirs once training has begun. A value that its
+    operator bounds (ReLU6, hard tanh, a bounded table) gets the format of that range, whatever the data fill of it. Under
+    torch.distributed every rank has to call this: formats cover what all of them have seen.
+
+    Raises CalibrationError: PQ305 for NaN or infinity in a parameter, an input or an observed value (naming node, module
+    and line), PQ410 when there is no batch with a sample in it, PQ412 for a quantizer of parameters on data. Formats are
+    then as before; modes and gradients never change.
     """
-    _refuse_bad_parameters(gm)
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(gm))
-        observed = stack.enter_context(_observers(gm))
-        values = stack.enter_context(_followed_values(gm))
-        seen = _run(gm, batches, observed)
-    _refuse_bad_values(gm, observed)
-    _set_formats(gm, observed, values)
-    return seen
-
-
-def _set_formats(gm: GraphModule, observed: Observed, values: Mapping[str, Tensor]) -> None:
-    restore = [m.snapshot() for m in gm.modules() if isinstance(m, FormatBuffers)]
-    try:
+    refuse_bad_parameters(gm)
+    refuse_misplaced(gm)
+    batches = batches if isinstance(batches, list) else list(batches)
+    with _restored_on_error(gm):
+        _start_parameters(gm)
+        look = _Look(gm, lambda module: not (isinstance(module, LearnedQuantizer) and module.is_learning), bypass=True)
+        seen = look.over(batches)
         with torch.no_grad():
-            for node, observer in observed.items():
-                module = module_of(gm, node)
-                if isinstance(module, CalibratedQuantizer) and observer.seen:
-                    module.set_format(*module.format_for(observer))
-            for path, f in bias_fractions(gm, values).items():
+            look.settle(static=True)
+            for path, f in bias_fractions(gm, _parameter_values(gm)).items():
                 quantizer = gm.get_submodule(path)
                 assert isinstance(quantizer, AccumulatorQuantizer)
                 quantizer.set_fraction(f)
+        if any(map(_is_tracking, gm.modules())):
+            trace_ranges(gm, batches)
+    return seen
+
+
+def trace_ranges(gm: GraphModule, batches: Iterable[Any]) -> int:
+    """Trace i and k of every learned WRAP quantizer over `batches`, with the fractions that were learned; returns how many were seen.
+
+    The quantized network runs, rounding without wrapping; everything else stays as it is. To be done before freezing: without
+    it WRAP designs overflow on values that the last training batches did not hold (HGQ, Sun et al. 2024). Raises as `calibrate`.
+    """
+    with _restored_on_error(gm):
+        look = _Look(gm, _is_tracking, bypass=False)
+        seen = look.over(batches)
+        with torch.no_grad():
+            look.settle(static=False)
+    return seen
+
+
+def _is_tracking(module: nn.Module) -> bool:
+    """Whether training tracks the range of what the module quantizes, and has begun to."""
+    return isinstance(module, LearnedQuantizer) and module.is_learning and module.overflow == "WRAP" and isinstance(module, Observable)
+
+
+@dataclass
+class _Look:
+    """One run of the graph over batches, with an observer in every Observable that `wanted` names, and on the inputs.
+
+    bypass: biases are not rounded meanwhile.
+    """
+
+    gm: GraphModule
+    wanted: Callable[[nn.Module], bool]
+    bypass: bool
+    observed: dict[Node, Observer] = field(default_factory=dict)
+
+    def over(self, batches: Iterable[Any]) -> int:
+        """Run, then learn what other ranks saw. Raises CalibrationError (PQ305, PQ410)."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(evaluating(self.gm))
+            stack.enter_context(self._observers())
+            seen = _run(self.gm, batches, self.observed)
+        device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), torch.device("cpu"))
+        everywhere = seen
+        if across_ranks():
+            everywhere = int(over_ranks(torch.tensor(seen, device=device)))
+            for observer in dict.fromkeys(self.observed.values()):
+                observer.synchronise(device)
+        if everywhere == 0:
+            raise CalibrationError(Problem("PQ410", "calibration got no data", "give at least one batch with at least one sample"))
+        refuse_bad_values(self.gm, self.observed)
+        return seen
+
+    def settle(self, static: bool) -> None:
+        """Let every observed quantizer take its format; static: from the range of the operators before it, where they have one."""
+        by_module: dict[Observable, list[Node]] = {}
+        for node in self.observed:
+            module = module_of(self.gm, node)
+            if isinstance(module, Observable):
+                by_module.setdefault(module, []).append(node)
+        for quantizer, nodes in by_module.items():
+            observer = self.observed[nodes[0]]
+            if observer.seen:
+                quantizer.settle((_static(nodes, observer) if static else None) or observer)
+
+    @contextmanager
+    def _observers(self) -> Iterator[None]:
+        observers: dict[Observable, Observer] = {}
+        biases = [m for m in self.gm.modules() if isinstance(m, AccumulatorQuantizer)] if self.bypass else []
+        for node in self.gm.graph.nodes:
+            module = module_of(self.gm, node)
+            if node.op == "placeholder":
+                self.observed[node] = Observer()
+            elif module is not None and isinstance(module, Observable) and self.wanted(module):
+                if module not in observers:
+                    observers[module] = module.new_observer()
+                self.observed[node] = observers[module]
+        try:
+            for bias in biases:
+                bias.bypass(True)
+            for quantizer, observer in observers.items():
+                quantizer.observe(observer)
+            yield
+        finally:
+            for bias in biases:
+                bias.bypass(False)
+            for quantizer in observers:
+                quantizer.observe(None)
+
+
+def _static(nodes: list[Node], observer: Observer) -> Observer | None:
+    """An observer that has seen the whole range which the operators before these quantizers can fill; None: it is not bounded."""
+    sources = [n.args[0] for n in nodes]
+    ranges = [static_range(s) if isinstance(s, Node) else None for s in sources]
+    known = [r for r in ranges if r is not None]
+    if len(known) < len(ranges):
+        return None
+    made = Observer(observer.shape)
+    low, _ = observer.extremes
+    for bound in (min(r[0] for r in known), max(r[1] for r in known)):
+        made.update(torch.full_like(low, bound))
+    return made
+
+
+def _start_parameters(gm: GraphModule) -> None:
+    """Let the quantizers of parameters take their first formats from what reaches them in evaluation."""
+    starting = {path: m for path, m in gm.named_modules() if isinstance(m, StartsFromValue)}
+    values = _parameter_values(gm) if starting else {}
+    for path, module in starting.items():
+        if path in values:
+            module.start(values[path])
+
+
+def _parameter_values(gm: GraphModule) -> dict[str, Tensor]:
+    """By module path, the value that reaches each quantizer of a parameter in evaluation."""
+    known = constant_values(gm)
+    quantizers = [n for n in known if isinstance(module_of(gm, n), Quantizer)]
+    return {str(n.target): known[n.args[0]] for n in quantizers}  # type: ignore[index]
+
+
+@contextmanager
+def _restored_on_error(gm: GraphModule) -> Iterator[None]:
+    restore = [m.snapshot() for m in gm.modules() if isinstance(m, Restorable)]
+    try:
+        yield
     except BaseException:
-        for undo in restore:
-            undo()
+        with torch.no_grad():
+            for undo in restore:
+                undo()
         raise
 
 
-def _run(gm: GraphModule, batches: Iterable[Any], observed: Observed) -> int:
+def _run(gm: GraphModule, batches: Iterable[Any], observed: Mapping[Node, Observer]) -> int:
     """Run the graph on every batch that holds a sample; inputs are observed too."""
     inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
     seen = 0
@@ -76,87 +199,7 @@ def _run(gm: GraphModule, batches: Iterable[Any], observed: Observed) -> int:
             continue
         for node, x in zip(inputs, given):
             if isinstance(x, Tensor) and x.is_floating_point():
-                observed.setdefault(node, Observer()).update(x)
+                observed[node].update(x)
         gm(*given)
         seen += 1
-    if seen == 0:
-        raise CalibrationError(Problem("PQ410", "calibration got no data", "give at least one batch with at least one sample"))
     return seen
-
-
-@contextmanager
-def _observers(gm: GraphModule) -> Iterator[Observed]:
-    """An observer in every calibrated quantizer of the graph, and biases unrounded."""
-    observed: Observed = {}
-    calibrated: dict[CalibratedQuantizer, Observer] = {}
-    biases = [m for m in gm.modules() if isinstance(m, AccumulatorQuantizer)]
-    for node in gm.graph.nodes:
-        module = module_of(gm, node)
-        if isinstance(module, CalibratedQuantizer):
-            observed[node] = calibrated.setdefault(module, module.new_observer())
-    try:
-        for bias in biases:
-            bias.bypass(True)
-        for module, observer in calibrated.items():
-            module.observe(observer)
-        yield observed
-    finally:
-        for bias in biases:
-            bias.bypass(False)
-        for module in calibrated:
-            module.observe(None)
-
-
-@contextmanager
-def _followed_values(gm: GraphModule) -> Iterator[dict[str, Tensor]]:
-    """By module path, the last value that each quantizer without a stored format was given."""
-    values: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for path, module in gm.named_modules():
-            if isinstance(module, Quantizer) and not isinstance(module, FixedQuantizer):
-                handle = module.register_forward_pre_hook(_keeper(values, path))
-                stack.callback(handle.remove)
-        yield values
-
-
-def _keeper(values: dict[str, Tensor], path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        values[path] = args[0].detach()
-
-    return keep
-
-
-def _refuse_bad_parameters(gm: GraphModule) -> None:
-    found: dict[str, tuple[Node, Tensor]] = {}
-    for node in gm.graph.nodes:
-        path = str(node.target)
-        if node.op == "get_attr" and path not in found:
-            value = attribute_at(gm, path)
-            if isinstance(value, Tensor) and value.is_floating_point():
-                found[path] = (node, value.detach().isfinite().all())
-    _refuse(list(found.values()), "parameter '{}' holds NaN or infinity", "load an undamaged checkpoint before calibrating")
-
-
-def _refuse_bad_values(gm: GraphModule, observed: Observed) -> None:
-    order = {node: at for at, node in enumerate(gm.graph.nodes)}
-    flags: list[tuple[Node, Tensor]] = []
-    for node in sorted(observed, key=order.__getitem__):
-        if observed[node].seen:
-            low, high = observed[node].extremes
-            flags.append((node, (low.isfinite() & high.isfinite()).all()))
-    inputs = [flag for flag in flags if flag[0].op == "placeholder"]
-    _refuse(inputs, "calibration data for input '{}' holds NaN or infinity", "remove such samples, or fill the missing values")
-    inner = [flag for flag in flags if flag[0].op != "placeholder"]
-    what = "the value that '{}' quantizes became NaN or infinite on the calibration data"
-    _refuse(inner, what, "look at the operations before it: a division by zero, a logarithm, a diverged parameter", first=True)
-
-
-def _refuse(flags: list[tuple[Node, Tensor]], what: str, remedy: str, first: bool = False) -> None:
-    """Raise CalibrationError (PQ305) for the nodes whose flag is False; only for the first where later ones follow from it."""
-    if not flags:
-        return
-    fine = torch.stack([flag for _, flag in flags]).tolist()
-    bad = [node for (node, _), ok in zip(flags, fine) if not ok]
-    if bad:
-        named = bad[:1] if first else bad
-        raise CalibrationError([Problem("PQ305", what.format(n.target), remedy, place(n)) for n in named])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from pquant_fx.errors import ConfigError, PQuantError, Problem
 from pquant_fx.formats import OverflowMode, overflow_mode, rounding_mode
@@ -37,8 +38,11 @@ def fixed_point(
 
     Raises PQ305 for NaN (and for infinities that can not saturate), PQ306 for an impossible format or mode (also more
     bits than x's dtype holds exactly: 24 for float32, 53 for float64), PQ409 when x is no floating tensor or the bits do
-    not broadcast to it. The checks of values are left out where a tensor has none yet (torch.compile, vmap).
+    not broadcast to it. The checks of values are left out where a tensor has none yet (torch.compile, vmap, meta tensors).
     """
+    if has_torch_function((x,)):  # as torch's own functions do: a trace of the model sees one call
+        result: Tensor = handle_torch_function(fixed_point, (x,), x, k, i, f, rounding, overflow, noise=noise)
+        return result
     round_mode, over_mode = rounding_mode(rounding), overflow_mode(overflow)
     _check_shapes(x, (k, i, f) if noise is None else (k, i, f, noise))
     if not (torch.compiler.is_compiling() or any(_traced(t) for t in (x, k, i, f))):
@@ -60,7 +64,7 @@ def require_exact(width: int, dtype: torch.dtype) -> None:
 
 
 def _traced(value: Bits) -> bool:
-    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return isinstance(value, Tensor) and (value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def _check_shapes(x: Tensor, others: tuple[Bits, ...]) -> None:
@@ -114,14 +118,9 @@ def integer_bits(low: Tensor, high: Tensor) -> Tensor:
     that is a power of two, or less than one lsb below it, saturates by at most one lsb: under SAT that costs less than
     the bit that would hold it (Vivado's and QKeras' rule). Infinities give 100.
     """
-    bits = torch.maximum(_exponent(-low), _exponent(high))
-    return bits.clamp(-INTEGER_BITS_LIMIT, INTEGER_BITS_LIMIT)
-
-
-def _exponent(v: Tensor) -> Tensor:
-    """ceil(log2 v) for v > 0, else the lower limit."""
-    v = widened(v)
-    mantissa, exponent = torch.frexp(v)
-    bits = exponent.to(v.dtype) - (mantissa == 0.5).to(v.dtype)
-    bits = torch.where(v > 0, bits, -float(INTEGER_BITS_LIMIT))
-    return torch.where(v == float("inf"), float(INTEGER_BITS_LIMIT), bits)
+    largest = widened(torch.maximum(-low, high))
+    mantissa, exponent = torch.frexp(largest)
+    bits = exponent.to(largest.dtype) - (mantissa == 0.5).to(largest.dtype)
+    limit = float(INTEGER_BITS_LIMIT)
+    bits = bits.clamp_(-limit, limit).masked_fill_(largest <= 0, -limit)
+    return bits.masked_fill_(largest == float("inf"), limit)

@@ -1,7 +1,7 @@
 """Which lsb every value of a graph has, as fraction bits f: what a bias has to be rounded to.
 
     quantizer: its f          grid ops, relu, add, sub, maximum: the largest f of the operands
-    linear, conv, mul, matmul: f_a + f_b          average over P = 2^m values: f + m
+    weighted, mul, matmul, prelu: f_a + f_b          average over P = 2^m values: f + m
 
 A value without a finite lsb (an unquantized input, an average over 3) has None.
 """
@@ -67,7 +67,7 @@ def _wanted(gm: GraphModule, node: Node, op: Op, operand: Node, bits: Bits, valu
     bias = values[str(operand.target)]
     x, other = node.args[0], node.args[1]
     if op.kind == "weighted" and isinstance(x, Node) and isinstance(other, Node):
-        weight = _per_channel(gm, other, len(bias), bits, values)
+        weight = _per_channel(gm, other, op, len(bias), bits, values)
         if weight is not None:
             data = bits[x]
             return weight + (data if data is not None else float(getattr(module_of(gm, other), "width", _FALLBACK_WIDTH)))
@@ -79,14 +79,15 @@ def _wanted(gm: GraphModule, node: Node, op: Op, operand: Node, bits: Bits, valu
     return torch.tensor(float(_FALLBACK_WIDTH - 1 - frexp(largest)[1]))
 
 
-def _per_channel(gm: GraphModule, weight: Node, channels: int, bits: Bits, values: Mapping[str, Tensor]) -> Tensor | None:
+def _per_channel(gm: GraphModule, weight: Node, op: Op, channels: int, bits: Bits, values: Mapping[str, Tensor]) -> Tensor | None:
     """Fraction bits of each output channel of a weight."""
     f = _format_f(gm, weight, values)
     if f is None:
         common = bits[weight]
         return None if common is None or common == -torch.inf else torch.tensor(common)
-    if f.dim() > 0 and f.shape[0] == channels:
-        return f.reshape(channels, -1).amax(1).float().cpu()
+    if f.dim() > op.channels and channels % f.shape[op.channels] == 0:
+        own = f.movedim(op.channels, 0).flatten(1).amax(1) if f.dim() > 1 else f
+        return own.repeat(channels // len(own)).float().cpu()  # the groups of a transposed convolution share their formats
     return f.amax().float().cpu()
 
 
@@ -120,7 +121,7 @@ def _result(node: Node, op: Op, found: Bits) -> float | None:
         return _most(_operand(node.args[0], found), -1.0)
     if op.name == "hardtanh":
         return _most(*(_operand(a, found) for a in node.args[:3]))
-    if op.name == "leaky_relu":
+    if op.name in ("leaky_relu", "prelu"):
         slope = _operand(node.args[1], found)
         return _sum(_operand(node.args[0], found), None if slope is None else max(slope, 0.0))
     return None

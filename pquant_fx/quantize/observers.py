@@ -1,4 +1,4 @@
-"""What calibration keeps of the values it sees: extremes, moving averages or histograms, never the values themselves.
+"""What calibration keeps of the values it sees: extremes or moving averages; `histograms` has the methods that count.
 
 Values are grouped by a shape: () is one group, (1, C, 1, 1) a group a channel. Nothing synchronises with the device
 until a format is asked for.
@@ -6,21 +6,20 @@ until a format is asked for.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from pquant_fx.errors import ConfigError, Problem
 from pquant_fx.formats import OverflowMode
 from pquant_fx.quantize.fixed_point import integer_bits
-from pquant_fx.quantize.kernel import quantize_value, widened
+from pquant_fx.quantize.kernel import widened
 
-__all__ = ["METHODS", "Observer", "make_observer"]
+__all__ = ["METHODS", "Observer", "across_ranks", "make_observer", "over_ranks"]
 
-METHODS = ("minmax", "ema", "percentile", "mse")
-_HALF_BINS = 2048  # bins on each side of zero
+METHODS = ("minmax", "ema", "percentile", "mse", "kl")
 _MOMENTUM = 0.01
-_CANDIDATES = 5
-_POINTS = 4  # evaluation points in a bin
 
 
 class Observer:
@@ -62,8 +61,24 @@ class Observer:
         """The range that the format shall cover."""
         return self.extremes
 
+    def synchronise(self, device: torch.device) -> None:
+        """Know what any rank of torch.distributed has seen; a collective: every rank calls it, in the same order.
+
+        device: where a rank that has seen nothing takes part. A NaN on any rank is an infinite extreme on all of them.
+        """
+        nothing = torch.full(self.shape, torch.inf, dtype=torch.float64, device=device)
+        low = nothing if self._low is None else self._low.double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        high = -nothing if self._high is None else self._high.double().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        low, high = over_ranks(low, "MIN"), over_ranks(high, "MAX")
+        self._merge(low, high)
+        if bool((low <= high).any()):
+            self._low, self._high = low, high
+
     def _record(self, groups: Tensor, low: Tensor, high: Tensor) -> None:
-        """What a subclass keeps besides the extremes."""
+        """What a subclass keeps besides the extremes, of one more batch."""
+
+    def _merge(self, low: Tensor, high: Tensor) -> None:
+        """Bring what a subclass keeps together with that of all ranks; low, high: the extremes of all."""
 
     def _groups(self, x: Tensor) -> Tensor:
         """x as (groups, values)."""
@@ -78,15 +93,23 @@ class Observer:
 
 
 class _MovingAverage(Observer):
-    """`ema`: m <- 0.99 m + 0.01 batch value for both ends; the first batch initialises."""
+    """`ema`: m <- 0.99 m + 0.01 batch value for both ends; the first batch initialises. Ranks count by their batches."""
 
     _ends: tuple[Tensor, Tensor] | None = None
+    _batches = 0
 
     def _record(self, groups: Tensor, low: Tensor, high: Tensor) -> None:
+        self._batches += 1
         if self._ends is None:
             self._ends = (low, high)
         else:
             self._ends = (torch.lerp(self._ends[0], low, _MOMENTUM), torch.lerp(self._ends[1], high, _MOMENTUM))
+
+    def _merge(self, low: Tensor, high: Tensor) -> None:
+        ends = self._ends if self._ends is not None else (torch.zeros_like(low), torch.zeros_like(high))
+        batches = over_ranks(low.new_tensor(float(self._batches)))
+        merged = [over_ranks(end.double() * self._batches) / batches.clamp(min=1) for end in ends]
+        self._ends = (merged[0], merged[1])
 
     def range(self) -> tuple[Tensor, Tensor]:
         if self._ends is None:
@@ -94,83 +117,25 @@ class _MovingAverage(Observer):
         return self._ends
 
 
-class _Histogram(Observer):
-    """Counts over [-R, R], R a power of two that doubles (bins merge in pairs) when a value lies outside."""
-
-    _counts: Tensor | None = None
-    _exponent: Tensor
-
-    def _record(self, groups: Tensor, low: Tensor, high: Tensor) -> None:
-        needed = integer_bits(low.reshape(-1, 1), high.reshape(-1, 1)).double()
-        if self._counts is None:
-            self._counts = torch.zeros(len(groups), 2 * _HALF_BINS, dtype=torch.float64, device=groups.device)
-            self._exponent = needed
-        else:
-            wider = torch.maximum(self._exponent, needed)
-            codes = torch.arange(-_HALF_BINS, _HALF_BINS, dtype=torch.float64, device=groups.device)
-            merged = (codes * (self._exponent - wider).exp2()).floor().long() + _HALF_BINS
-            self._counts = torch.zeros_like(self._counts).scatter_add_(1, merged, self._counts)
-            self._exponent = wider
-        bins = (groups.double() / self._step()).floor().nan_to_num(0.0).clamp(-_HALF_BINS, _HALF_BINS - 1).long() + _HALF_BINS
-        offsets = torch.arange(len(groups), device=groups.device).unsqueeze(1) * (2 * _HALF_BINS)
-        found = torch.bincount((bins + offsets).reshape(-1), minlength=self._counts.numel())
-        self._counts = self._counts + found.reshape(self._counts.shape)
-
-    def _step(self) -> Tensor:
-        return self._exponent.exp2() / _HALF_BINS
+def across_ranks() -> bool:
+    """Whether several ranks of torch.distributed work together here."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
-class _Percentile(_Histogram):
-    """`percentile`: p percent of the values lie at or below the upper end, and p percent at or above the lower one."""
-
-    def __init__(self, shape: tuple[int, ...], percentile: float) -> None:
-        super().__init__(shape)
-        if not 50.0 < percentile <= 100.0:
-            raise ConfigError(Problem("PQ407", f"a percentile of {percentile} keeps no range", "use more than 50 and at most 100"))
-        self.percentile = percentile
-
-    def range(self) -> tuple[Tensor, Tensor]:
-        low, high = self.extremes
-        if self._counts is None:
-            return low, high
-        wanted = self._counts.sum(1, keepdim=True) * (self.percentile / 100.0)
-        upper = self._edge(self._counts.cumsum(1), wanted, high)
-        lower = -self._edge(self._counts.flip(1).cumsum(1), wanted, -low)
-        return torch.maximum(lower, low), torch.minimum(upper, high)
-
-    def _edge(self, cumulated: Tensor, wanted: Tensor, like: Tensor) -> Tensor:
-        """The outer edge of the first bin at which the count is reached."""
-        index = (cumulated < wanted).sum(1, keepdim=True)
-        return ((index + 1 - _HALF_BINS) * self._step()).reshape(self.shape).to(like.dtype)
-
-
-class _MeanSquare(_Histogram):
-    """`mse`: of the five i at and below the covering one, that with the least squared error over the histogram."""
-
-    def integer_bits(self, k: Tensor, width: int, overflow: OverflowMode) -> Tensor:
-        low, high = self.extremes
-        widest = integer_bits(low * k, high)
-        if self._counts is None:
-            return widest
-        fine = torch.arange(2 * _HALF_BINS * _POINTS, dtype=torch.float64, device=low.device)
-        points = ((fine + 0.5) / _POINTS - _HALF_BINS) * self._step()
-        points = torch.minimum(torch.maximum(points, low.reshape(-1, 1)), high.reshape(-1, 1))
-        weights = self._counts.repeat_interleave(_POINTS, dim=1)
-        sign, top = k.double().reshape(-1, 1), widest.double().reshape(-1, 1)
-        errors = []
-        for less in range(_CANDIDATES):
-            i = top - less
-            q = quantize_value(points, sign, i, width - sign - i, "RND", "SAT")
-            errors.append((weights * (q - points) ** 2).sum(1))
-        best = torch.stack(errors).argmin(0)  # the first of equals: the widest range
-        return widest - best.reshape(self.shape).to(widest.dtype)
+def over_ranks(value: Tensor, how: Literal["SUM", "MIN", "MAX"] = "SUM") -> Tensor:
+    """`value` reduced over all ranks of torch.distributed, in a tensor of its own."""
+    value = value.clone().contiguous()
+    torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, how))
+    return value
 
 
 def make_observer(method: str, shape: tuple[int, ...] = (), percentile: float = 99.99) -> Observer:
-    """A fresh observer: minmax, ema, percentile or mse. Raises ConfigError (PQ405) for another name."""
+    """A fresh observer: minmax, ema, percentile, mse or kl. Raises ConfigError (PQ405) for another name."""
+    from pquant_fx.quantize.histograms import Divergence, MeanSquare, Percentile
+
     if method == "percentile":
-        return _Percentile(shape, percentile)
-    kinds: dict[str, type[Observer]] = {"minmax": Observer, "ema": _MovingAverage, "mse": _MeanSquare}
+        return Percentile(shape, percentile)
+    kinds: dict[str, type[Observer]] = {"minmax": Observer, "ema": _MovingAverage, "mse": MeanSquare, "kl": Divergence}
     if method not in kinds:
         raise ConfigError(Problem("PQ405", f"there is no calibration method '{method}'", f"use one of {', '.join(METHODS)}"))
     return kinds[method](shape)

@@ -6,17 +6,16 @@ import torch
 from torch import Tensor
 
 from pquant_fx.errors import CalibrationError, ConfigError, PQuantError, Problem
-from pquant_fx.formats import OverflowMode, RoundingMode, evaluation_mode, overflow_mode, rounding_mode
-from pquant_fx.graph.dialect import Quantizer
-from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT, integer_bits, require_exact
-from pquant_fx.quantize.kernel import Bits, quantize_value, round_value, widened
+from pquant_fx.formats import evaluation_mode
+from pquant_fx.quantize.dynamic import DynamicQuantizer
+from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT
+from pquant_fx.quantize.kernel import Bits, round_value
 from pquant_fx.quantize.observers import METHODS, Observer, make_observer
-from pquant_fx.quantize.rounding import is_stochastic, round_codes
+from pquant_fx.quantize.ranges import check_width, observed_format
+from pquant_fx.quantize.rounding import round_codes
 from pquant_fx.quantize.static import FixedQuantizer, FormatBuffers
 
 __all__ = ["AccumulatorQuantizer", "CalibratedQuantizer", "DynamicQuantizer", "FixedQuantizer"]
-
-SPREAD = 16  # a group's i lies at most this much below the largest of its tensor, so that accumulators share one 64-bit grid
 
 
 class CalibratedQuantizer(FixedQuantizer):
@@ -40,7 +39,7 @@ class CalibratedQuantizer(FixedQuantizer):
         safety_bits: int | None = None,
         percentile: float = 99.99,
     ) -> None:
-        _check_width(width)
+        check_width(width)
         if method not in METHODS:
             raise ConfigError(Problem("PQ405", f"there is no calibration method '{method}'", f"use one of {', '.join(METHODS)}"))
         k = 0 if signed is False else 1
@@ -60,14 +59,22 @@ class CalibratedQuantizer(FixedQuantizer):
 
     def format_for(self, observer: Observer) -> tuple[Tensor, Tensor, Tensor]:
         """k, i, f for what `observer` saw: the smallest range that covers it, and what is left of W as fraction bits."""
-        low, high = observer.extremes
-        unsigned = self.non_negative and self.overflow != "WRAP_SM" and bool((low >= 0).all())  # WRAP_SM is for signed codes only
-        signed = self.signed if self.signed is not None else not unsigned
-        k = torch.full_like(low, float(signed))
-        i = observer.integer_bits(k, self.width, self.overflow) + self.safety_bits
-        i = _settled(i, (high <= 0) & ((low >= 0) | (k == 0)))
-        i = _widened_to_wrap(i, high, k, self.width, self.rounding, self.overflow)
-        return k, i, self.width - k - i
+        return observed_format(
+            observer,
+            self.width,
+            signed=self.signed,
+            non_negative=self.non_negative,
+            safety_bits=self.safety_bits,
+            rounding=self.rounding,
+            overflow=self.overflow,
+        )
+
+    def settle(self, observer: Observer) -> None:
+        """Take the format from what `observer` saw."""
+        self.set_format(*self.format_for(observer))
+
+    def rectified(self, x: Tensor) -> Tensor:
+        return super().rectified(x) if self._observer is None else self(torch.relu(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """q(x), of x's shape; x itself while an observer looks on or no format is set."""
@@ -75,59 +82,6 @@ class CalibratedQuantizer(FixedQuantizer):
             self._observer.update(x)
             return x
         return super().forward(x)
-
-
-class DynamicQuantizer(Quantizer):
-    """A parameter quantizer of width W whose format is a function of the value, alike in train and eval (no state).
-
-    Per group (axis 0: an output channel; None: the tensor): i from the group's range by `integer_bits`, f = W - k - i,
-    k = 1. A group of zeros takes the largest i of the others. Gradient 1 everywhere: the range is the value's own, so
-    nothing saturates by more than one lsb, and pruned groups can recover. Raises ConfigError (PQ306) for an impossible width.
-    """
-
-    def __init__(self, width: int, axis: int | None = 0, rounding: str = "RND", overflow: str = "SAT") -> None:
-        super().__init__()
-        _check_width(width)
-        self.width, self.axis = width, axis
-        self.rounding, self.overflow = rounding_mode(rounding), overflow_mode(overflow)
-
-    @property
-    def calibrated(self) -> bool:
-        return True
-
-    def _limit(self, upper: bool) -> float:
-        return float("inf") if upper else float("-inf")
-
-    def kif(self, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """k, i, f for the value `x`: 0-d for axis None, else x's rank with size 1 on every other axis."""
-        if x is None:
-            raise CalibrationError(Problem("PQ307", "this format follows its value", "give the value: `quantizer.kif(weight)`"))
-        x = widened(x.detach())
-        low, high = self._extremes(x)
-        i = _settled(integer_bits(low, high), (low == 0) & (high == 0))
-        k = torch.ones_like(i)
-        alone = low.numel() == x.numel()  # a value that shares its format with no other: nothing is gained by saturating it
-        i = _widened_to_wrap(i, high, k, self.width, self.rounding, "WRAP" if alone else self.overflow)
-        return k, i, self.width - 1 - i
-
-    def forward(self, x: Tensor) -> Tensor:
-        """q(x), of x's shape. Raises ConfigError (PQ306) when the width is more than x's dtype holds exactly."""
-        require_exact(self.width, x.dtype)
-        return quantize_value(x, *self.kif(x), self.rounding, self.overflow, self.training, straight=True)
-
-    def frozen(self, x: Tensor) -> FixedQuantizer:
-        """The stored format for the value `x`: `frozen(x)(x)` equals `self(x)` in eval mode, and q is a fixed point of it."""
-        return FixedQuantizer(*self.kif(x), evaluation_mode(self.rounding), self.overflow).to(x.device).eval()
-
-    def extra_repr(self) -> str:
-        groups = "per tensor" if self.axis is None else f"per index of axis {self.axis}"
-        return f"fixed<{self.width},*> {groups}, {self.rounding}, {self.overflow}"
-
-    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.axis is None or x.dim() == 0:
-            return x.amin(), x.amax()
-        shared = [d for d in range(x.dim()) if d != self.axis % x.dim()]
-        return (x.amin(shared, keepdim=True), x.amax(shared, keepdim=True)) if shared else (x, x)
 
 
 class AccumulatorQuantizer(FormatBuffers):
@@ -200,28 +154,3 @@ class AccumulatorQuantizer(FormatBuffers):
                 Problem("PQ306", f"f is not a number within -{EXPONENT_LIMIT} .. {EXPONENT_LIMIT}", "choose another accumulator format")
             )
         return f
-
-
-def _check_width(width: int) -> None:
-    if not 1 <= width <= 53:
-        raise ConfigError(Problem("PQ306", f"a width of {width} bits is impossible", "use 1 to 24 bits, or up to 53 in float64"))
-
-
-def _settled(i: Tensor, zero: Tensor) -> Tensor:
-    """Groups of zeros take the largest i of the others (0 when there is none), tiny groups at most SPREAD below it.
-
-    A finer lsb than that would only widen the grid on which the accumulators of all groups meet.
-    """
-    top = torch.where(zero, -torch.inf, i).amax()
-    top = torch.where(top.isinf(), 0.0, top)
-    return torch.where(zero, top, torch.maximum(i, top - SPREAD))
-
-
-def _widened_to_wrap(i: Tensor, high: Tensor, k: Tensor, width: int, rounding: RoundingMode, overflow: OverflowMode) -> Tensor:
-    """One more integer bit where `high` would round beyond the largest code and not saturate (a power of two would wrap)."""
-    if overflow in ("SAT", "SAT_SYM"):
-        return i
-    magnitude_bits = width - k
-    scale = (magnitude_bits - i).exp2()
-    code = (high * scale).ceil() if is_stochastic(rounding) else round_codes(high, scale, rounding)
-    return i + (code > magnitude_bits.exp2() - 1).to(i.dtype)

@@ -20,12 +20,13 @@ def is_stochastic(mode: RoundingMode) -> bool:
     return mode in ("S_RND", "S_RND_CONV")
 
 
-def round_codes(x: Tensor, scale: Tensor, mode: RoundingMode, noise: Tensor | None = None) -> Tensor:
+def round_codes(x: Tensor, scale: Tensor, mode: RoundingMode, noise: Tensor | None = None, non_negative: bool = False) -> Tensor:
     """Integer codes of `x * scale` as a new floating tensor of the broadcast shape.
 
     scale: exact powers of two. noise: draws of U[0, 1) of x's shape, which make the stochastic modes round up with
     probability r; without it they act as their evaluation mode. Ties of the others: RND to +inf, RND_MIN_INF to -inf,
     RND_ZERO to zero, RND_INF away from zero, RND_CONV to even. TRN is the floor, TRN_ZERO cuts toward zero.
+    non_negative: no x is below 0, which RND is faster for.
     """
     if is_stochastic(mode) and noise is not None:
         s = x * scale
@@ -38,6 +39,10 @@ def round_codes(x: Tensor, scale: Tensor, mode: RoundingMode, noise: Tensor | No
         return (x * scale).trunc_()
     if mode == "RND_CONV":
         return (x * scale).round_()
+    if mode == "RND" and non_negative:
+        # floor(s + 1/2) fails at the number before 1/2 alone; adding that number instead is right for every s >= 0
+        below_half = x.new_full((), 0.5 - torch.finfo(x.dtype).eps / 4)
+        return torch.addcmul(below_half, x, scale).floor_()
     twice = x * (scale + scale)
     if mode == "RND":
         return twice.floor_().mul_(0.5).ceil_()

@@ -12,8 +12,10 @@ from pquant_fx.errors import CalibrationError, ConfigError, Problem
 from pquant_fx.formats import evaluation_mode, overflow_mode, rounding_mode
 from pquant_fx.graph.dialect import Quantizer
 from pquant_fx.graph.format_text import format_text
-from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT, require_exact
+from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT
 from pquant_fx.quantize.kernel import Bits, Grid, quantize_value
+from pquant_fx.quantize.precision import check_precision, is_narrow
+from pquant_fx.quantize.saturation import Saturation, saturate
 
 __all__ = ["FixedQuantizer", "FormatBuffers"]
 
@@ -108,6 +110,8 @@ class FixedQuantizer(FormatBuffers):
     ) -> None:
         super().__init__(rounding, overflow, calibrated)
         self.saturates = saturates
+        self._simple: Saturation | None = None
+        self._state: tuple[tuple[Tensor, int], ...] = ()
         self._kept: tuple[tuple[tuple[Tensor, int], ...], torch.dtype, Grid] | None = None
         bits = [b.detach().clone() if isinstance(b, Tensor) else torch.tensor(float(b)) for b in (k, i, f)]
         dtype = torch.float64 if any(b.dtype == torch.float64 for b in bits) else torch.float32
@@ -135,10 +139,19 @@ class FixedQuantizer(FormatBuffers):
         """
         if not self._calibrated:
             return x
+        if self._simple is not None and x.dtype == torch.float32 and not is_narrow(x) and self._unchanged():
+            return saturate(x, self._simple)
         if self.saturates:
-            require_exact(self._widest, x.dtype)
+            check_precision(self, self._widest, self._magnitude, x)
         grid = None if torch.compiler.is_compiling() else self._grid(x)
         return quantize_value(x, self.k, self.i, self.f, self.rounding, self.overflow, self.training, grid=grid)
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """q(relu(x)): one clip instead of two where the format has no negative values."""
+        simple, hooked = self._simple, self._forward_hooks or self._forward_pre_hooks
+        if simple is None or simple.low < 0 or hooked or not self._calibrated or x.dtype != torch.float32 or not self._unchanged():
+            return super().rectified(x)
+        return saturate(x, simple._replace(below=0.0))  # a ReLU passes nothing at 0
 
     def frozen(self, x: Tensor | None = None) -> FixedQuantizer:
         """The same format as a plain FixedQuantizer in eval mode, stochastic rounding replaced by its evaluation mode.
@@ -168,7 +181,16 @@ class FixedQuantizer(FormatBuffers):
         return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_state": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._loaded()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FixedQuantizer:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._loaded()
+        return self
 
     def extra_repr(self) -> str:
         if not self.calibrated:
@@ -176,7 +198,21 @@ class FixedQuantizer(FormatBuffers):
         return f"{format_text(*self.kif())}, {self.rounding}, {self.overflow}"
 
     def _loaded(self) -> None:
-        self._widest = int((self.k + self.i + self.f).max()) if self.f.numel() else 0
+        self._simple, self._state = None, ()
+        if self.f.is_meta:
+            return
+        bits = self.i + self.f
+        self._widest, self._magnitude = (int((self.k + bits).max()), int(bits.max())) if bits.numel() else (0, 0)
+        if self.f.numel() == 1:
+            k, i, f = (int(b) for b in (self.k, self.i, self.f))
+            self._simple = Saturation.of(k, i, f, self.rounding, self.overflow)
+            self._state = tuple((b, b._version) for b in (self.k, self.i, self.f))
+
+    def _unchanged(self) -> bool:
+        """Whether the buffers are those that were turned into numbers, and nobody wrote to them since."""
+        if torch.compiler.is_compiling():
+            return False
+        return all(a is b and v == b._version for (a, v), b in zip(self._state, (self.k, self.i, self.f)))
 
     def _checked(self, k: Tensor, i: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = torch.broadcast_shapes(k.shape, i.shape, f.shape)  # type: ignore[no-untyped-call]
@@ -184,7 +220,7 @@ class FixedQuantizer(FormatBuffers):
         what = None
         if not bool(((k == 0) | (k == 1)).all()):
             what = "the sign bit k is neither 0 nor 1"
-        elif self.overflow == "WRAP_SM" and bool((k == 0).any()):
+        elif self.overflow == "WRAP_SM" and bool(((k == 0) & (i + f > 0)).any()):
             what = "WRAP_SM is defined for signed formats only"
         elif not bool(((i.abs() <= EXPONENT_LIMIT) & (f.abs() <= EXPONENT_LIMIT)).all()):
             what = f"i or f is not a number within -{EXPONENT_LIMIT} .. {EXPONENT_LIMIT}"

@@ -17,6 +17,10 @@ from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.constants import evaluating
 from pquant_fx.graph.dialect import module_of
 from pquant_fx.graph.exactness import lacks_variance
+from pquant_fx.quantize.calibration_checks import refuse_bad_parameters
+from pquant_fx.quantize.learned import LearnedQuantizer
+from pquant_fx.quantize.observers import across_ranks, over_ranks
+from pquant_fx.quantize.protocols import StartsFromValue
 
 __all__ = ["measured_statistics"]
 
@@ -25,18 +29,25 @@ __all__ = ["measured_statistics"]
 def measured_statistics(gm: GraphModule, batches: Sequence[Any]) -> Iterator[None]:
     """Let every BatchCorrection that has seen no batch use the averages over `batches`; the buffers are restored afterwards.
 
-    Batches that are too small to have a variance are left out.
+    Where weights learn their format the averages stay, still counting as no batch: the format begins with the folded weight,
+    whose scale they are, and can not follow it fast enough. Batches that are too small to have a variance are left out; under
+    torch.distributed the averages are those of all ranks.
     """
     fresh = [(module, buffers) for module, buffers in _statistics(gm) if int(buffers[2]) == 0]
-    saved = [(b, b.clone()) for _, buffers in fresh for b in buffers]
+    stay = any(isinstance(m, LearnedQuantizer) and isinstance(m, StartsFromValue) for m in gm.modules())
+    saved = [(b, b.clone()) for _, buffers in fresh for b in (buffers[2:] if stay else buffers)]
     momenta = [(module, module.momentum) for module, _ in fresh]
     try:
         if fresh:
+            refuse_bad_parameters(gm)  # before they spoil the statistics, too
             with evaluating(gm), torch.no_grad():
                 for module, _ in momenta:
                     module.training, module.momentum = True, None  # None: the plain average over batches
                 for batch in batches:
                     _run(gm, batch)
+                if across_ranks():
+                    for _, buffers in fresh:
+                        _average(*buffers)
         yield
     finally:
         for module, momentum in momenta:
@@ -44,6 +55,13 @@ def measured_statistics(gm: GraphModule, batches: Sequence[Any]) -> Iterator[Non
         with torch.no_grad():
             for buffer, value in saved:
                 buffer.copy_(value)
+
+
+def _average(mean: Tensor, variance: Tensor, batches: Tensor) -> None:
+    """Averages over the batches of all ranks, in place."""
+    count = over_ranks(batches.to(mean.dtype))
+    for buffer in (mean, variance):
+        buffer.copy_(torch.where(count > 0, over_ranks(buffer * batches) / count.clamp(min=1), buffer))
 
 
 def _run(gm: GraphModule, batch: Any) -> None:

@@ -21,8 +21,10 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from pquant_fx.errors import InputError, Problem
+from pquant_fx.estimate import Ebops, join_costs
 from pquant_fx.files import owned_directory, write_atomically
 from pquant_fx.graph.analysis import FormatMap
+from pquant_fx.graph.rewriter import notes_of
 from pquant_fx.report.page import Report, Section
 from pquant_fx.report.tables import graph_table
 
@@ -46,6 +48,8 @@ class Frozen(Protocol):
 
     def integer(self, *x: Any, codes: bool = False) -> Any: ...
 
+    def ebops(self) -> Ebops: ...
+
 
 def bundle(
     frozen: Frozen,
@@ -59,14 +63,20 @@ def bundle(
 ) -> Path:
     """Write the bundle to the directory `path`, whole or not at all; returns the path.
 
-    x_golden: inputs for the golden vectors, batch first. sections: what the report says after the table of nodes.
+    x_golden: inputs for the golden vectors, batch first. sections: what the report says after the tables and the compiler's notes.
     overwrite: replace an earlier bundle (never a directory that holds anything else). hls4ml=False leaves that project out.
     Raises OutputError (PQ505, PQ506) when the place is not ours or not writable, InputError (PQ409) for wrong inputs,
     LoweringError when the network has no exact form in one of the files.
     """
     gm = frozen.graph_module
     inputs = _inputs(gm, x_golden)
-    report = Report(title, [Section("Nodes", graph_table(gm, frozen.formats)), *sections])
+    noted = notes_of(gm)
+    notes = [Section("Notes", "\n".join(map(str, noted)))] if noted else []
+    counted = frozen.ebops()
+    tables = [Section("Nodes", graph_table(gm, frozen.formats, ebops=counted)), Section("EBOPs", counted)]
+    joins = join_costs(gm, frozen.formats, sign=counted.sign)
+    tables += [Section("Joins", joins)] if joins.rows else []
+    report = Report(title, [*tables, *notes, *sections])
     with owned_directory(path, overwrite) as made:
         frozen.to_qonnx(made / "qonnx.onnx")
         frozen.to_onnx(made / "plain.onnx")

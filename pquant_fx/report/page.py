@@ -5,10 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from pquant_fx.report.tables import GraphTable
-
-__all__ = ["Report", "Section"]
+__all__ = ["Printable", "Report", "Section"]
 
 _STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; }
@@ -19,12 +18,20 @@ pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; }
 """
 
 
+class Printable(Protocol):
+    """A table that prints itself."""
+
+    def to_text(self) -> str: ...
+
+    def to_html(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Section:
-    """A heading with a table or preformatted text under it."""
+    """A heading with a table or with preformatted text under it."""
 
     title: str
-    body: GraphTable | str
+    body: Printable | str
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,33 @@
-"""One row a value of the circuit: where it comes from, its exact format, its zeros, and what its accumulator must hold."""
+"""One row a value of the circuit: where it comes from, its exact format, its zeros, what its accumulator must hold, and its EBOPs."""
 
 from __future__ import annotations
 
-import html
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule, Node
 
+from pquant_fx.estimate import Ebops, exact_ebops
+from pquant_fx.estimate.ebops import number
 from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.graph.dialect import Quantizer, is_parameter_value, module_of, op_of
 from pquant_fx.graph.format_text import format_texts
 from pquant_fx.graph.info import info
+from pquant_fx.tabular import html_table, rich_table, text_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["GraphTable", "NodeRow", "graph_table"]
 
-HEADERS = ("node", "module", "op", "shape", "format", "sparsity", "accumulator")
+HEADERS = ("node", "module", "op", "shape", "format", "sparsity", "accumulator", "EBOPs")
 
 
 @dataclass(frozen=True)
 class NodeRow:
     """One value. shape: of one sample, or of the parameter; format: `fixed<W,I>` (W bits in all, I of them integer bits with
     sign), a range of I where channels differ, "" where the value is on no grid; zeros of `weights` codes are 0 (None for
-    data); accumulator: the exact format that holds every intermediate sum.
+    data); accumulator: the exact format that holds every intermediate sum; ebops: None where nothing is counted.
     """
 
     node: str
@@ -37,6 +38,7 @@ class NodeRow:
     weights: int | None = None
     zeros: int | None = None
     accumulator: str = ""
+    ebops: float | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -46,7 +48,8 @@ class NodeRow:
     def cells(self) -> tuple[str, ...]:
         shape = "" if self.shape is None else "x".join(map(str, self.shape)) or "scalar"
         sparsity = "" if self.sparsity is None else f"{self.sparsity:.1%}"
-        return self.node, self.module, self.op, shape, self.format, sparsity, self.accumulator
+        ebops = "" if self.ebops is None else number(self.ebops)
+        return self.node, self.module, self.op, shape, self.format, sparsity, self.accumulator, ebops
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class GraphTable:
 
     rows: tuple[NodeRow, ...]
     title: str = "network"
+    ebops: Ebops | None = None
 
     @property
     def weights(self) -> int:
@@ -71,45 +75,40 @@ class GraphTable:
     def summary(self) -> str:
         return f"{self.weights} weights, {self.sparsity:.1%} of them zero"
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
-        from rich.text import Text
+    @property
+    def caption(self) -> str:
+        """The summary, and the EBOPs with the conventions by which they were counted."""
+        return self.summary if self.ebops is None else f"{self.summary}; {self.ebops.summary}"
 
-        table = Table(title=self.title, caption=self.summary)
-        for name in HEADERS:
-            table.add_column(name, justify="right" if name in ("shape", "sparsity") else "left", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row.cells()))
-        return table
+    def __rich__(self) -> Table:
+        return rich_table(HEADERS, self._cells(), self.title, self.caption, right=("shape", "sparsity", "EBOPs"))
 
     def to_text(self) -> str:
-        from rich.console import Console
-
-        screen = io.StringIO()
-        Console(file=screen, width=240, color_system=None, force_terminal=False).print(self.__rich__())
-        return "\n".join(line.rstrip() for line in screen.getvalue().splitlines()) + "\n"
+        return text_of(self.__rich__())
 
     def to_html(self) -> str:
         """A `<table>` element, to be put into a page; also what notebooks show."""
-        head = "".join(f"<th>{name}</th>" for name in HEADERS)
-        lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells()) + "</tr>" for row in self.rows]
-        body = "\n".join(lines)
-        caption = html.escape(f"{self.title}: {self.summary}")
-        return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+        return html_table(HEADERS, self._cells(), f"{self.title}: {self.caption}")
 
     def _repr_html_(self) -> str:
         return self.to_html()
 
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [row.cells() for row in self.rows]
 
-def graph_table(gm: GraphModule, formats: FormatMap, title: str = "network") -> GraphTable:
+
+def graph_table(gm: GraphModule, formats: FormatMap, title: str = "network", ebops: Ebops | None = None) -> GraphTable:
     """The table of a compiled or frozen graph.
 
     Parameters appear as they are used, once per quantizer; the arithmetic that leads to them (masks, BatchNorm scales) is
-    left out, as are values that carry no number. formats: what `analyse(gm)` returned.
+    left out, as are values that carry no number. formats: what `analyse(gm)` returned. ebops: the count to show, by default
+    the exact one of everything that can be counted.
     """
     texts = format_texts(gm, formats)
-    rows = [_row(gm, node, formats, texts.get(node, "")) for node in gm.graph.nodes if _shown(node)]
-    return GraphTable(tuple(rows), title)
+    counted = exact_ebops(gm, formats, strict=False) if ebops is None else ebops
+    costs = {row.node: row.ebops for row in counted.rows}
+    rows = [_row(gm, node, formats, texts.get(node, ""), costs.get(node.name)) for node in gm.graph.nodes if _shown(node)]
+    return GraphTable(tuple(rows), title, counted)
 
 
 def _shown(node: Node) -> bool:
@@ -120,18 +119,17 @@ def _shown(node: Node) -> bool:
     return True
 
 
-def _row(gm: GraphModule, node: Node, formats: FormatMap, text: str) -> NodeRow:
+def _row(gm: GraphModule, node: Node, formats: FormatMap, text: str, ebops: float | None) -> NodeRow:
     record, constant = info(node), formats.constants.get(node)
-    site = f"@{record.site}" if record.site > 1 else ""
     accumulator = formats.accumulators.get(node)
     if is_parameter_value(node):
         shape = tuple(constant.shape) if constant is not None else record.shape
         weights = constant.numel() if constant is not None else None
         zeros = int((constant == 0).sum()) if constant is not None else None
-        return NodeRow(node.name, record.path + site, _role(node), shape, text, weights, zeros)
+        return NodeRow(node.name, record.label, _role(node), shape, text, weights, zeros)
     shape = None if record.shape is None else record.shape[1:]
     holds = "" if accumulator is None else str(accumulator.format())
-    return NodeRow(node.name, record.path + site, _operation(gm, node), shape, text, accumulator=holds)
+    return NodeRow(node.name, record.label, _operation(gm, node), shape, text, accumulator=holds, ebops=ebops)
 
 
 def _operation(gm: GraphModule, node: Node) -> str:

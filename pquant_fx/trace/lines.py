@@ -22,7 +22,7 @@ class Lines:
         self._begin = begin
         self._users: dict[CodeType, bool] = {}
         ours = Path(__file__).parents[1]
-        self._foreign = (str(Path(torch.__file__).parent), str(ours / "trace"), str(ours / "graph"), *_GENERATED)
+        self._foreign = (str(Path(torch.__file__).parent), str(ours / "trace"), str(ours / "graph"), str(ours / "quantize"), *_GENERATED)
         self._python = sysconfig.get_paths()["stdlib"]
 
     def here(self) -> str | None:

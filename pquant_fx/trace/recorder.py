@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pquant_fx.graph.dialect import Mask, Quantizer
 from pquant_fx.graph.info import NodeInfo, definition_line, set_info
 from pquant_fx.graph.shapes import DataDependentShape, Shapes, map_structure
 from pquant_fx.trace.inplace import Write, find_write
@@ -115,7 +116,7 @@ class Recorder(Ledger, TorchFunctionMode):
             self.stack.pop()
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        if isinstance(module, (*self.leaves, torch.jit.ScriptModule)):
+        if isinstance(module, (*self.leaves, Quantizer, Mask, torch.jit.ScriptModule)):
             return True
         home = type(module).__module__
         return home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _CONTAINERS)

@@ -13,13 +13,16 @@ from torch.optim import Adam, Optimizer
 from torch.utils._pytree import tree_map
 
 from pquant_fx.errors import Problem, TrainingError
+from pquant_fx.train.compiled import Compiled, compiled_model
 from pquant_fx.train.data import Batch, Batches, batches_of, check_batch
 from pquant_fx.train.events import EpochEnd
+from pquant_fx.train.groups import param_groups
 from pquant_fx.train.history import History, describe
+from pquant_fx.train.loop import loop_around
 from pquant_fx.train.loss import Loss, Metric, default_loss, default_metrics
 from pquant_fx.train.plan import Plan
 from pquant_fx.train.progress import progress
-from pquant_fx.train.session import Compiled, Session, compiled_model
+from pquant_fx.train.session import Session
 
 __all__ = ["Callback", "History", "MakeOptimizer", "Trainable", "fit"]
 
@@ -53,11 +56,12 @@ def fit(
     name. A pair stays on the model's device; the training pair is read in a new order each epoch, which follows
     torch.manual_seed, `batch_size` samples a batch. loss: fn(output, target) -> 0-d tensor; default: cross entropy for
     integer targets, else mean squared error. optimizer: one over this model's parameters, or a function that makes one of
-    them; default: Adam with `learning_rate`, decaying to 0 along a half cosine over all steps. metrics: name ->
+    them; default: Adam over `param_groups` with `learning_rate`, decaying to 0 along a half cosine over all steps. metrics: name ->
     fn(outputs, targets) -> number, measured on the whole validation set in eval mode; default: accuracy for class numbers.
     callbacks: called with each epoch's `EpochEnd`.
 
-    Formats come from the first `calibration.batches` batches unless the model was calibrated with data before.
+    Formats come from the first `calibration.batches` batches unless the model was calibrated with data before. Ranges that
+    wrap are traced over all training data after the last step.
     Raises TrainingError: PQ409 shapes, PQ410 unusable data, PQ411 a loss that is not finite, PQ412 wrong use.
     """
     if validation is None and metrics:
@@ -90,19 +94,25 @@ class _Run:
         )
         self.loss = loss if loss is not None else default_loss
         self.metrics: Mapping[str, Metric] | None = metrics
-        self.rate: float | None = settings.learning_rate if optimizer is None else None  # None: the schedule is the caller's
         self.optimizer = _optimizer(model, optimizer, settings.learning_rate)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups] if optimizer is None else None  # None: the caller's schedule
 
     def calibrate(self) -> None:
         if self.compiled.calibration_source != "data":
             count = self.compiled.config.calibration.batches
             self.compiled.calibrate([batch.inputs for batch in islice(self.data.read(0), count)])
 
+    def retrace(self) -> None:
+        from pquant_fx.quantize.calibration import trace_ranges
+
+        trace_ranges(self.compiled.graph_module, (batch.inputs for batch in self.data.read(0)))
+
     def train(self, callbacks: Sequence[Callback]) -> History:
         rows: list[EpochEnd] = []
         if self.plan.steps == 0:
             return History()
-        with Session(self.compiled, self.plan) as session, progress("training", self.plan.steps) as advance:
+        session = Session(self.compiled, self.plan, loop=loop_around(self.model, self.retrace))
+        with session, progress("training", self.plan.steps) as advance:
             while session.epoch < self.plan.epochs:
                 self.model.train()
                 mean = self._epoch(session, advance)
@@ -121,8 +131,8 @@ class _Run:
                 remedy = "let every epoch have the same number of batches"
                 what = f"epoch {session.epoch + 1} has more than the {step} batches that were counted at the start"
                 raise TrainingError(Problem("PQ410", what, remedy))
-            if self.rate is not None:
-                self._set_rate(session.epoch * self.plan.steps_per_epoch + step)
+            if self.rates is not None:
+                self._set_rates(self.rates, session.epoch * self.plan.steps_per_epoch + step)
             self._step(batch, session, meter)
             advance(1, "")
         if not meter.samples:
@@ -138,15 +148,15 @@ class _Run:
                 Problem("PQ412", f"the loss function returned a value of {found}", "return a 0-d tensor, for example a mean")
             )
         self.optimizer.zero_grad(set_to_none=True)
-        (loss + session.loss()).backward()  # type: ignore[no-untyped-call]
+        extra = session.extra_loss()
+        (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         session.step()
         meter.add(loss, batch.size)
 
-    def _set_rate(self, step: int) -> None:
-        assert self.rate is not None
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.5 * self.rate * (1 + math.cos(math.pi * step / self.plan.steps))
+    def _set_rates(self, rates: Sequence[float], step: int) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = 0.5 * rate * (1 + math.cos(math.pi * step / self.plan.steps))
 
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
@@ -205,7 +215,7 @@ def _optimizer(model: nn.Module, given: Any, rate: float) -> Optimizer:
         raise TrainingError(Problem("PQ412", "the model has no parameter that requires a gradient", "set requires_grad, or do not train"))
     if given is None:
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in ours)
-        return Adam(ours, lr=rate, fused=fused)
+        return Adam(param_groups(model, rate), lr=rate, fused=fused)
     made = given if isinstance(given, Optimizer) else given(ours)
     if not isinstance(made, Optimizer):
         raise TrainingError(Problem("PQ412", f"`optimizer` gave a {type(made).__name__}", "pass an Optimizer or a function that makes one"))

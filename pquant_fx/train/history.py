@@ -36,17 +36,19 @@ class History:
         return self.rows[-1]
 
     def table(self) -> Table:
-        """A rich table: epoch, stage, training loss, metrics, sparsity in percent, seconds."""
+        """A rich table: epoch, stage, training loss, metrics, sparsity in percent, EBOPs and beta where bits are learned, seconds."""
         from rich.table import Table
 
         names = list(dict.fromkeys(name for row in self.rows for name in row.metrics))
         table = Table(title="training")
-        for name in ("epoch", "stage", "loss", *names, "sparsity", "seconds"):
+        learned = any(row.ebops is not None for row in self.rows)
+        for name in ("epoch", "stage", "loss", *names, "sparsity", *(("EBOPs", "beta") if learned else ()), "seconds"):
             table.add_column(name, justify="left" if name == "stage" else "right")
         for row in self.rows:
-            loss = "" if row.loss is None else f"{row.loss:.5g}"
+            loss = _text(row.loss, ".5g")
             values = [f"{row.metrics[name]:.5g}" if name in row.metrics else "" for name in names]
-            table.add_row(str(row.epoch), row.stage, loss, *values, f"{row.sparsity:.2%}", f"{row.seconds:.2f}")
+            bits = [_text(row.ebops, ",.0f"), _text(row.beta, ".3g")] if learned else []
+            table.add_row(str(row.epoch), row.stage, loss, *values, f"{row.sparsity:.2%}", *bits, f"{row.seconds:.2f}")
         return table
 
     def __str__(self) -> str:
@@ -66,4 +68,10 @@ def describe(row: EpochEnd) -> str:
     parts += [f"{name} {value:.4g}" for name, value in row.metrics.items()]
     if row.sparsity:
         parts.append(f"sparsity {row.sparsity:.1%}")
+    if row.ebops is not None:
+        parts.append(f"EBOPs {row.ebops:,.0f}")
     return "  ".join(parts)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pquant_fx.errors import Problem, TrainingError
-from pquant_fx.train.events import STAGES, Stage
+from pquant_fx.train.events import STAGES, Stage, StepEnd
 
 __all__ = ["Plan"]
 
@@ -58,6 +58,11 @@ class Plan:
     def steps_of(self, stage: Stage) -> int:
         """Optimizer steps of one stage."""
         return self.epochs_of(stage) * self.steps_per_epoch
+
+    def is_last(self, done: StepEnd) -> bool:
+        """Whether this was the last step of the whole training."""
+        after = STAGES[STAGES.index(done.stage) + 1 :]
+        return done.step == done.steps and not any(map(self.epochs_of, after))
 
     def stage_at(self, epoch: int) -> tuple[Stage, int]:
         """Stage of the 0-based `epoch` of the whole training, and its 0-based number inside that stage."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,13 @@ class MagnitudeSchedule:
             self._reapply()
         elif isinstance(event, StepEnd) and event.stage == "fine_tuning":
             self._reapply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"groups": [[group.initial, group.now] for group in self._groups]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for group, (initial, now) in zip(self._groups, state["groups"]):
+            group.initial, group.now = initial, now
 
     def _start(self) -> None:
         for group in self._groups:

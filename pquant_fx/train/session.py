@@ -4,48 +4,64 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-from pquant_fx.config import Config
 from pquant_fx.errors import PQuantWarning, Problem, TrainingError
+from pquant_fx.graph.synchronisation import follow_synchronised
+from pquant_fx.train.compiled import Compiled, compiled_model
 from pquant_fx.train.data import device_of
-from pquant_fx.train.events import STAGES, EpochEnd, EpochStart, Event, Listener, StageEnd, StageStart, StepEnd
+from pquant_fx.train.events import (
+    STAGES,
+    AddsLoss,
+    EpochEnd,
+    EpochStart,
+    Event,
+    Listener,
+    Measures,
+    StageEnd,
+    StageStart,
+    Stateful,
+    StepEnd,
+)
+from pquant_fx.train.listeners import listeners_of
+from pquant_fx.train.loop import Loop, loop_around
 from pquant_fx.train.plan import Plan
-from pquant_fx.train.pruning import pruning_listeners, sparsity
+from pquant_fx.train.pruning import sparsity
 
-__all__ = ["Compiled", "Session", "compiled_model", "session"]
-
-
-@runtime_checkable
-class Compiled(Protocol):
-    """What training needs of a compiled model."""
-
-    @property
-    def graph_module(self) -> GraphModule: ...
-
-    @property
-    def config(self) -> Config: ...
+__all__ = ["Session", "session"]
 
 
 class Session:
     """Counts steps and epochs and tells the listeners. `plan` says how long each stage lasts; `epoch` counts finished epochs.
 
     Use it as a context manager; it owns neither the optimizer nor the loop. A step is an *optimizer* step, so that a loop
-    that accumulates gradients calls `step` once per update.
+    that accumulates gradients calls `step` once per update. `loop`: what the loop can do for the methods.
     """
 
-    def __init__(self, model: Compiled, plan: Plan, listeners: Sequence[Listener] | None = None) -> None:
+    def __init__(
+        self,
+        model: Compiled,
+        plan: Plan,
+        listeners: Sequence[Listener] | None = None,
+        loop: Loop | None = None,
+    ) -> None:
         self.plan = plan
         self.epoch = 0
         self._gm = model.graph_module
-        self._listeners = tuple(pruning_listeners(self._gm, model.config) if listeners is None else listeners)
+        self._listeners = tuple(listeners_of(model, plan, loop or Loop()) if listeners is None else listeners)
+        follow_synchronised(self._gm)
+        told: tuple[object, ...] = self._listeners
+        self._adding = [x for x in told if isinstance(x, AddsLoss)]
+        self._measuring = [x for x in told if isinstance(x, Measures)]
+        self._stateful = {type(x).__name__: x for x in told if isinstance(x, Stateful)}
         self._steps = 0  # in the running epoch
+        self._in_epoch = False
         self._begun = 0  # stages begun
         self._ended = 0  # stages ended
         self._started = time.perf_counter()
@@ -63,8 +79,15 @@ class Session:
 
     def loss(self) -> Tensor:
         """Extra loss of the compression methods, a 0-d tensor on the model's device; 0 when no method asks for one."""
+        extra = self.extra_loss()
+        return torch.zeros((), device=device_of(self._gm)) if extra is None else extra
+
+    def extra_loss(self) -> Tensor | None:
+        """`loss`, or None when no method asks for one."""
         self._check_open("loss")
-        return torch.zeros((), device=device_of(self._gm))
+        self._begin_epoch()
+        terms = [term for listener in self._adding if (term := listener.loss()) is not None]
+        return torch.stack(terms).sum() if len(terms) > 1 else terms[0] if terms else None
 
     def step(self) -> None:
         """Tell that the optimizer made a step. Raises TrainingError (PQ412) after the announced number of steps."""
@@ -73,17 +96,20 @@ class Session:
             what = f"epoch {self.epoch + 1} already has its {self._steps} steps"
             remedy = "call epoch_end() after each epoch, and count optimizer steps, not batches, in steps_per_epoch"
             raise TrainingError(Problem("PQ412", what, remedy))
-        if self._steps == 0:
-            self._begin_epoch()
+        self._begin_epoch()
         self._steps += 1
         stage, epoch = self.plan.stage_at(self.epoch)
         done = epoch * self.plan.steps_per_epoch + self._steps
-        self._tell(StepEnd(stage, self.plan.round_at(stage, epoch), done, self.plan.steps_of(stage)))
+        last = self._steps == self.plan.steps_per_epoch
+        self._tell(StepEnd(stage, self.plan.round_at(stage, epoch), done, self.plan.steps_of(stage), last))
 
     def epoch_end(self, loss: float | None = None, metrics: dict[str, float] | None = None) -> dict[str, float]:
-        """Tell that an epoch is over; returns what is worth logging: `sparsity` (fraction of weights removed) and `metrics`."""
+        """Tell that an epoch is over; returns what is worth logging: `metrics`, `sparsity` (fraction of weights removed), and where
+        bits are learned `ebops` (exact, of one sample) and `beta`.
+        """
         row = self.finish_epoch(loss, metrics)
-        return {**row.metrics, "sparsity": row.sparsity}
+        learned = {name: value for name, value in (("ebops", row.ebops), ("beta", row.beta)) if value is not None}
+        return {**row.metrics, "sparsity": row.sparsity, **learned}
 
     def finish_epoch(self, loss: float | None = None, metrics: dict[str, float] | None = None) -> EpochEnd:
         """`epoch_end` with the whole row as its result."""
@@ -91,11 +117,14 @@ class Session:
         if self._steps == 0:
             raise TrainingError(Problem("PQ412", f"epoch {self.epoch + 1} ended without a step", "call step() after each optimizer step"))
         stage, epoch = self.plan.stage_at(self.epoch)
-        self.epoch, self._steps = self.epoch + 1, 0
+        self.epoch, self._steps, self._in_epoch = self.epoch + 1, 0, False
         if epoch + 1 == self.plan.epochs_of(stage):
             self._end_stages(STAGES.index(stage) + 1)
         if self.epoch == self.plan.epochs:
             self._end_stages(len(STAGES))
+        measured: dict[str, float] = {}
+        for listener in self._measuring:
+            measured |= listener.measure()
         now = time.perf_counter()
         row = EpochEnd(
             self.epoch,
@@ -105,10 +134,34 @@ class Session:
             dict(metrics or {}),
             sparsity(self._gm),
             now - self._started,
+            **measured,
         )
         self._started = now
         self._tell(row)
+        if self.epoch < self.plan.epochs:  # so that the next stage begins before its first forward
+            self._begin_stages(STAGES.index(self.plan.stage_at(self.epoch)[0]) + 1)
         return row
+
+    # ---- checkpoints
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stands, for a checkpoint beside those of the model and the optimizer: numbers, tensors and dicts."""
+        listeners = {name: listener.state_dict() for name, listener in self._stateful.items()}
+        position = {"epoch": self.epoch, "steps": self._steps, "begun": self._begun, "ended": self._ended, "in_epoch": self._in_epoch}
+        return {"plan": asdict(self.plan), "position": position, "listeners": listeners}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another session of the same length and configuration was; load the model and the optimizer too.
+
+        Raises TrainingError (PQ412) for the state of another plan or of other methods.
+        """
+        if state["plan"] != asdict(self.plan) or state["listeners"].keys() != self._stateful.keys():
+            what = "this state belongs to a session of another length, or of a model with another configuration"
+            raise TrainingError(Problem("PQ412", what, "announce the same epochs and steps, and compile with the same configuration"))
+        at = state["position"]
+        self.epoch, self._steps, self._begun, self._ended = (int(at[key]) for key in ("epoch", "steps", "begun", "ended"))
+        self._in_epoch = bool(at["in_epoch"])
+        for name, listener in self._stateful.items():
+            listener.load_state_dict(state["listeners"][name])
 
     # ---- the order of events
     def _open(self) -> None:
@@ -116,6 +169,9 @@ class Session:
             self._begin_stages(STAGES.index(self.plan.stage_at(0)[0]) + 1)
 
     def _begin_epoch(self) -> None:
+        if self._in_epoch:
+            return
+        self._in_epoch = True
         stage, epoch = self.plan.stage_at(self.epoch)
         self._begin_stages(STAGES.index(stage) + 1)
         self._tell(EpochStart(stage, self.plan.round_at(stage, epoch), epoch))
@@ -164,25 +220,11 @@ def session(model: nn.Module, epochs: int, steps_per_epoch: int) -> Session:
     """
     compiled = compiled_model(model)
     settings = compiled.config.training_parameters
-    return Session(
-        compiled,
-        Plan.of_length(
-            epochs,
-            steps_per_epoch,
-            pretraining=settings.pretraining_epochs,
-            fine_tuning=settings.fine_tuning_epochs,
-            rounds=settings.rounds,
-        ),
+    plan = Plan.of_length(
+        epochs,
+        steps_per_epoch,
+        pretraining=settings.pretraining_epochs,
+        fine_tuning=settings.fine_tuning_epochs,
+        rounds=settings.rounds,
     )
-
-
-def compiled_model(model: Any) -> Compiled:
-    """The compiled model behind the wrappers of DistributedDataParallel and torch.compile. Raises TrainingError (PQ412)."""
-    found = model
-    while not isinstance(found, Compiled):
-        inner = getattr(found, "module", None) or getattr(found, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            what = f"a {type(model).__name__} is no compiled model"
-            raise TrainingError(Problem("PQ412", what, "pass what pq.compile(...) returned"))
-        found = inner
-    return found
+    return Session(compiled, plan, loop=loop_around(model))

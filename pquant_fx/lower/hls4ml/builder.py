@@ -31,7 +31,11 @@ def hls_type(format: FixedFormat, rounding: str = "TRN", overflow: str = "WRAP")
 
 
 def constant_type(values: Array) -> str:
-    """The smallest HLS type that holds these constants."""
+    """The smallest HLS type that holds these constants.
+
+    hls4ml has one type for a layer's weights, however many bits each of them needs. Nothing is lost by it: the values are the
+    same, and in unrolled circuits synthesis sees constants, of which only the set bits cost anything.
+    """
     f = fraction_bits(values)
     codes = np.ldexp(values, f)
     return hls_type(FixedFormat.for_codes(int(codes.min()), int(codes.max()), f))

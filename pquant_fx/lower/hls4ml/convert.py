@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.lower.hls4ml.builder import Plan
 from pquant_fx.lower.hls4ml.layers import plan_layers
 from pquant_fx.lower.hls4ml.legalize import legalize
+from pquant_fx.lower.hls4ml.options import require_options
 from pquant_fx.lower.hls4ml.ports import unread_inputs
 from pquant_fx.lower.hls4ml.project import HlsProject, write_project
 from pquant_fx.lower.hls4ml.read import read
@@ -35,14 +35,9 @@ def to_hls4ml(
     model: a QONNX file or model, ours or another tool's. part, clock_period (ns): for synthesis.
     Raises LoweringError listing every node that hls4ml can not express exactly (PQ201 operator, PQ202 option, PQ205 formats,
     PQ207 modes, PQ303 too wide, PQ508 broken file); OutputError PQ506 for a directory that is not ours, PQ505 for one that can
-    not be written; ExtraMissingError PQ503 without hls4ml.
+    not be written; ConfigError PQ405 or PQ407 for an option that does not exist; ExtraMissingError PQ503 without hls4ml.
     """
-    known = {"backend": (backend, ("Vitis", "Vivado")), "io_type": (io_type, ("io_parallel", "io_stream"))}
-    for name, (value, values) in known.items():
-        if value not in values:
-            raise LoweringError(Problem("PQ407", f"{name}='{value}'", f"use one of {', '.join(values)}"))
-    if not isinstance(clock_period, int | float) or not 0 < clock_period < math.inf:
-        raise LoweringError(Problem("PQ407", f"clock_period={clock_period!r}", "give the clock period in ns, such as 5"))
+    require_options(io_type, backend, clock_period)
     plan, problems = _plan(model, io_type)
     if problems:
         raise LoweringError(problems)

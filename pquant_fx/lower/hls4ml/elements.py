@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml.net import Affine, Array, Merge, Op, Relu, Shape
+from pquant_fx.lower.hls4ml.net import Affine, Array, Dense, Merge, Op, Relu, Shape
 from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.shapes import view
 
@@ -25,10 +25,19 @@ def affine(node: Node, source: str, output: str, shape: Shape, scale: Array, bia
 
 
 def _merge(node: Node, operation: Literal["add", "subtract", "multiply", "maximum", "minimum"]) -> list[Op]:
-    first, second = node.shape(0), node.shape(1)
-    if first != second:
-        raise node.refuse("PQ202", f"{node.proto.op_type} of the shapes {first} and {second}", "give both operands the same shape")
-    return [Merge(name=node.name, inputs=(node.inputs[0], node.inputs[1]), output=node.output, shape=first, operation=operation)]
+    """Two values of one shape; one number beside a vector is copied to all of its places."""
+    shapes, inputs, ops = (node.shape(0), node.shape(1)), list(node.inputs[:2]), list[Op]()
+    shape = max(shapes, key=lambda s: int(np.prod(s)))
+    for at in (0, 1):
+        if shapes[at] != shape and (len(shape) != 1 or shapes[at] != (1,)):
+            raise node.refuse("PQ202", f"{node.proto.op_type} of {shapes[0]} and {shapes[1]}", "give both operands the same shape")
+        if shapes[at] != shape:
+            copies = f"{node.output}/copies"
+            weight, bias = np.ones((1, *shape)), np.zeros(shape)
+            name = f"{node.name}/copies"
+            ops.append(Dense(name=name, inputs=(inputs[at],), output=copies, shape=shape, weight=weight, bias=bias, copies=True))
+            inputs[at] = copies
+    return [*ops, Merge(name=node.name, inputs=(inputs[0], inputs[1]), output=node.output, shape=shape, operation=operation)]
 
 
 def _add(node: Node) -> list[Op]:
@@ -118,13 +127,25 @@ def _relu(node: Node) -> list[Op]:
 
 
 def _leaky_relu(node: Node) -> list[Op]:
-    """max(x, alpha x) for 0 <= alpha <= 1."""
-    alpha = float(node.attribute("alpha", 0.01))
-    if not 0 <= alpha <= 1:
-        raise node.refuse("PQ202", f"LeakyRelu with slope {alpha}", "use a slope between 0 and 1")
-    shape, scaled = node.shape(0), f"{node.output}/scaled"
-    slope = affine(node, node.inputs[0], scaled, shape, np.full((), alpha), _ZERO, "/scaled")
-    return [slope, Merge(name=node.name, inputs=(node.inputs[0], scaled), output=node.output, shape=shape, operation="maximum")]
+    return _sloped(node, np.full((), float(node.attribute("alpha", 0.01))))
+
+
+def _prelu(node: Node) -> list[Op]:
+    return _sloped(node, node.sample(1, "slope"))
+
+
+def _sloped(node: Node, slope: Array) -> list[Op]:
+    """max(x, slope x) where all slopes lie between 0 and 1; else relu(x) - slope relu(-x)."""
+    x, shape, out = node.inputs[0], node.shape(0), node.output
+    if ((slope >= 0) & (slope <= 1)).all():
+        scaled = affine(node, x, f"{out}/scaled", shape, slope, _ZERO, "/scaled")
+        return [scaled, Merge(name=node.name, inputs=(x, scaled.output), output=out, shape=shape, operation="maximum")]
+    above = Relu(name=f"{node.name}/above", inputs=(x,), output=f"{out}/above", shape=shape)
+    negative = affine(node, x, f"{out}/negative", shape, -_ONE, _ZERO, "/negative")
+    below = Relu(name=f"{node.name}/below", inputs=(negative.output,), output=f"{out}/below", shape=shape)
+    scaled = affine(node, below.output, f"{out}/scaled", shape, -slope, _ZERO, "/scaled")
+    merged = Merge(name=node.name, inputs=(above.output, scaled.output), output=out, shape=shape, operation="add")
+    return [above, negative, below, scaled, merged]
 
 
 ELEMENT_READERS: dict[str, Reader] = {
@@ -138,4 +159,5 @@ ELEMENT_READERS: dict[str, Reader] = {
     "Clip": _clip,
     "Relu": _relu,
     "LeakyRelu": _leaky_relu,
+    "PRelu": _prelu,
 }

@@ -11,10 +11,29 @@ import numpy as np
 
 from pquant_fx.errors import LoweringError, Place, Problem
 from pquant_fx.lower.hls4ml.builder import Builder, Plan, Stored, channels_last, hls_type
-from pquant_fx.lower.hls4ml.net import Affine, Concat, Conv, Dense, Input, Merge, Net, Op, Pool, Quantize, Relu, Shape, View, refusal, uses
+from pquant_fx.lower.hls4ml.net import (
+    Affine,
+    Concat,
+    Conv,
+    Dense,
+    Input,
+    Lookup,
+    Merge,
+    Net,
+    Op,
+    Pool,
+    Quantize,
+    Relu,
+    Shape,
+    Truncate,
+    View,
+    refusal,
+    uses,
+)
 from pquant_fx.lower.hls4ml.ports import port_of, quantizer_port
 from pquant_fx.lower.hls4ml.quantizers import affine_layer, quantize
 from pquant_fx.lower.hls4ml.ranges import Range, affine_range
+from pquant_fx.lower.hls4ml.tables import lookup, truncate
 from pquant_fx.lower.hls4ml.weighted import conv, dense, pool
 
 __all__ = ["plan_layers"]
@@ -155,6 +174,8 @@ _EMITTERS: dict[type[Op], Callable[[Builder, Any], None]] = {
     Pool: pool,
     Affine: _affine,
     Relu: _relu,
+    Lookup: lookup,
+    Truncate: truncate,
     Merge: _merge,
     Concat: _concat,
     View: _view,

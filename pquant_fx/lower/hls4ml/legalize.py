@@ -15,6 +15,7 @@ from pquant_fx.lower.hls4ml.net import (
     Conv,
     Dense,
     Ints,
+    Lookup,
     Merge,
     Net,
     Op,
@@ -26,13 +27,14 @@ from pquant_fx.lower.hls4ml.net import (
     View,
     uses,
 )
+from pquant_fx.lower.hls4ml.tables import joined_index
 
 __all__ = ["legalize"]
 
 
 def legalize(net: Net, io_type: str) -> tuple[Net, list[Problem]]:
     """The same function out of operations that hls4ml has; problems: nodes for which there are none."""
-    for step in (_join_rounding, _join_bias, _join_selects, _fold_padding):
+    for step in (_join_rounding, _join_bias, _join_selects, _fold_padding, _join_index):
         net = step(net)
     problems: list[Problem] = []
     ops: list[Op] = []
@@ -55,7 +57,7 @@ def _never_negative(op: Op, known: set[str]) -> bool:
         return bool((op.k == 0).all()) or op.inputs[0] in known
     if isinstance(op, View | Pool | Concat | Select) or (isinstance(op, Merge) and op.operation in ("add", "multiply")):
         return all(tensor in known for tensor in op.inputs)
-    return isinstance(op, Relu)
+    return isinstance(op, Relu) or (isinstance(op, Lookup) and bool((op.entries >= 0).all()))
 
 
 def _rewritten(net: Net, rewrite: Callable[[Op, dict[str, Op]], Op]) -> Net:
@@ -144,6 +146,11 @@ def _fold_padding(net: Net) -> Net:
         return replace(op, inputs=source.inputs, pads=tuple(int(a + b) for a, b in zip(op.pads, [*begins, *ends], strict=True)))
 
     return _rewritten(net, rewrite)
+
+
+def _join_index(net: Net) -> Net:
+    """Cast(x * scale - first) as the index of a table -> a table of x."""
+    return _rewritten(net, joined_index)
 
 
 def _padding(rows: Ints) -> tuple[int, int] | None:

@@ -24,6 +24,7 @@ __all__ = [
     "Dense",
     "Input",
     "Ints",
+    "Lookup",
     "Merge",
     "Net",
     "Op",
@@ -32,6 +33,7 @@ __all__ = [
     "Relu",
     "Select",
     "Shape",
+    "Truncate",
     "View",
     "refusal",
     "uses",
@@ -118,6 +120,20 @@ class Affine(Op):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Relu(Op):
     """max(x, 0)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truncate(Op):
+    """The whole part of x."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lookup(Op):
+    """entries[n], n the whole part of x * scale + offset."""
+
+    entries: Array
+    scale: float = 1.0
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

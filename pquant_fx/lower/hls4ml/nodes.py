@@ -8,6 +8,7 @@ from pquant_fx.lower.hls4ml.elements import ELEMENT_READERS, affine
 from pquant_fx.lower.hls4ml.net import Array, Dense, Op, Quantize, Shape
 from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.shapes import SHAPE_READERS
+from pquant_fx.lower.hls4ml.tables import TABLE_READERS
 from pquant_fx.lower.hls4ml.windows import WINDOW_READERS
 
 __all__ = ["READERS", "quantizer"]
@@ -94,5 +95,9 @@ READERS: dict[tuple[str, str], Reader] = {
     ("pquant_fx.lower.qonnx_ops", "FixedPoint"): _quantize,
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
-    **{("", name): reader for name, reader in (*ELEMENT_READERS.items(), *WINDOW_READERS.items(), *SHAPE_READERS.items())},
+    **{
+        ("", name): reader
+        for readers in (ELEMENT_READERS, WINDOW_READERS, SHAPE_READERS, TABLE_READERS)
+        for name, reader in readers.items()
+    },
 }

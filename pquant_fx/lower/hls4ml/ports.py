@@ -59,7 +59,7 @@ def port_of(net: Net, source: Input) -> Port:
     if not any(mask.any() for _, mask in live):
         return Port(FixedFormat(0, 1, 0), "TRN", "SAT")
     k = max(int(q.k[mask].max(initial=0)) for q, mask in live)
-    i = max(int((q.i[mask] + (q.overflow == "SAT_ZERO")).max()) for q, mask in live if mask.any())
+    i = max(int((q.i[mask] + (q.overflow in ("SAT_ZERO", "WRAP_SM"))).max()) for q, mask in live if mask.any())
     modes = {q.rounding for q in readers}
     spare = {frozenset({"TRN"}): 0, frozenset({"RND"}): 1, frozenset({"TRN", "RND"}): 1}.get(frozenset(modes), 2)
     f = max(int(q.f[mask].max()) + spare for q, mask in live if mask.any())
@@ -71,7 +71,7 @@ def _overflow(source: Input, readers: list[Quantize], modes: set[str], monotone:
     names = ", ".join(q.name for q in readers)
     if overflows <= {"SAT", "SAT_SYM", "SAT_ZERO"}:
         return "SAT"
-    if overflows == {"WRAP"} and modes <= {"TRN", "RND", "RND_CONV", "RND_MIN_INF"} and not monotone:
+    if overflows <= {"WRAP", "WRAP_SM"} and modes <= {"TRN", "RND", "RND_CONV", "RND_MIN_INF"} and not monotone:
         return "WRAP"
     what = f"no port type serves the modes {sorted(modes)}, {sorted(overflows)} of {names}"
     raise refusal("PQ207", what, "quantize the input with SAT, or with WRAP and TRN, RND or RND_CONV", source.name)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pquant_fx.formats import FixedFormat
-from pquant_fx.lower.hls4ml.builder import Builder, Stored, constant_type, hls_type, quantizer_type
+from pquant_fx.lower.hls4ml.builder import Builder, Stored, constant_type, quantizer_type
+from pquant_fx.lower.hls4ml.casts import LAYER, element_casts
 from pquant_fx.lower.hls4ml.net import Array, Op, Quantize, refusal
-from pquant_fx.lower.hls4ml.ranges import Range, affine_range, quantized_range
+from pquant_fx.lower.hls4ml.ranges import Range, quantized_range
 
 __all__ = ["affine_layer", "quantize"]
 
+T = TypeVar("T", bound=np.generic)
 _MODES = ("TRN", "TRN_ZERO", "RND", "RND_CONV", "RND_ZERO", "RND_INF", "RND_MIN_INF")
 
 
@@ -22,19 +25,17 @@ def quantize(builder: Builder, op: Quantize) -> None:
         raise refusal("PQ207", f"rounding mode {op.rounding} has no ap_fixed counterpart", f"use one of {', '.join(_MODES)}", op.name)
     source = builder.values[op.inputs[0]]
     result, inside = quantized_range(op, source.range)
-    if op.overflow == "WRAP_SM" and not inside:
-        raise refusal("PQ207", "hls4ml does not know the overflow mode WRAP_SM", "use SAT, SAT_SYM, SAT_ZERO or WRAP", op.name)
-    op = replace(op, overflow="SAT") if op.overflow == "WRAP_SM" else op
-    if inside and not _rounds(op, source.range):
+    rounds = _rounds(op, source.range)
+    op = replace(op, rounding=op.rounding if rounds else "TRN", overflow="SAT" if inside and op.overflow == "WRAP_SM" else op.overflow)
+    if inside and not rounds:
         builder.alias(op, source.order, source.range)
-    elif op.zero_width.all():
+    elif not (result.low.any() or result.high.any()):
         affine_layer(builder, op, np.zeros(op.shape), np.zeros(op.shape), result)
-    elif op.scalar:
-        if not builder.fuse(op, result):
-            name = builder.layer(op, "Activation", [source], quantizer_type(op), activation="linear")
-            builder.values[op.output] = Stored(name, source.stored, source.order, op.shape, result, exclusive=False)
-    else:
+    elif not op.scalar or op.overflow == "WRAP_SM":
         _per_element(builder, op, source, result)
+    elif not builder.fuse(op, result):
+        name = builder.layer(op, "Activation", [source], quantizer_type(op), activation="linear")
+        builder.values[op.output] = Stored(name, source.stored, source.order, op.shape, result, exclusive=False)
 
 
 def _rounds(op: Quantize, x: Range) -> bool:
@@ -45,45 +46,37 @@ def _rounds(op: Quantize, x: Range) -> bool:
 
 
 def _per_element(builder: Builder, op: Quantize, source: Stored, result: Range) -> None:
-    """hls4ml's FixedPointQuantizer: one cast per element, io_parallel only. A stream has one type, so it takes equal widths only."""
+    """A cast for each element, 0 where no value but 0 can come out.
+
+    The second part is not only cheaper: ap_fixed's rounding reads beyond the source's bits (an assertion ends the C simulation)
+    when the coarser lsb lies above them, and then all its results are 0.
+    """
+    if op.overflow == "WRAP_SM" and op.rounding != "TRN":
+        what = "AP_WRAP_SM decides by a bit that rounding may still change"
+        raise refusal("PQ207", what, "use TRN with WRAP_SM, or SAT, SAT_SYM, SAT_ZERO, WRAP", op.name)
+    k, i, f = (_in_stored_order(np.where(op.zero_width, 0, t), op, source) for t in (op.k, op.i, op.f))
+    zero = _in_stored_order((result.low == 0) & (result.high == 0), op, source)
+    reads = None
     if builder.stream:
-        if (op.k == op.k.flat[0]).all() and (op.i + op.f == (op.i + op.f).flat[0]).all() and not op.zero_width.any():
-            _scaled(builder, op, source, result)
-            return
-        remedy = "use one format per tensor (granularity per_tensor), or io_type='io_parallel'"
-        raise refusal("PQ205", "a quantizer with several formats; io_stream has one type per stream", remedy, op.name)
-    k, i, f = (np.broadcast_to(t, op.shape).reshape(-1)[source.order].reshape(1, *source.stored) for t in (op.k, op.i, op.f))
-    empty = np.broadcast_to(op.zero_width, op.shape).reshape(-1)[source.order].reshape(1, *source.stored)
-    mask = tuple(np.where(empty, 0, t).astype(np.int16) for t in (k, k + i + f, k + i))
-    widest = FixedFormat(int(mask[0].max()), int(np.where(empty, -99, i).max()), int(np.where(empty, -99, f).max()))
-    name = builder.layer(
-        op, "FixedPointQuantizer", [source], hls_type(widest), part="/per_element",
-        mask_kbi=mask, RND=op.rounding, SAT=op.overflow, fusible=None, overrides={},
-    )  # fmt: skip
+        lanes, reads = source.stored[-1], source.order.size // source.stored[-1]
+        if any((t.reshape(-1, lanes) != t[:lanes]).any() for t in (k, i, f)):
+            builder.values[op.output] = replace(source, range=result)  # so that what lies behind is judged as well
+            remedy = "share formats over the spatial axes (data_granularity: per_channel), or use io_type='io_parallel'"
+            raise refusal("PQ205", "formats that differ between pixels: io_stream sends all pixels through one circuit", remedy, op.name)
+        k, i, f, zero = k[:lanes], i[:lanes], f[:lanes], np.logical_and.reduce(zero.reshape(-1, lanes))
+    casts = element_casts(k, i, f, zero, op.rounding, op.overflow)
+    name = builder.layer(op, LAYER, [source], result, part="/per_element", casts=casts, reads=reads)
     builder.values[op.output] = Stored(name, source.stored, source.order, op.shape, result, exclusive=False)
 
 
-def _scaled(builder: Builder, op: Quantize, source: Stored, result: Range) -> None:
-    """Equal widths: x * 2^f is quantized to integers of that width, then the binary points move back. Powers of two cost no logic."""
-    up, down = np.ldexp(1.0, op.f), np.ldexp(1.0, -op.f)
-    none = np.zeros(op.shape)
-    codes = Quantize(
-        name=op.name, inputs=op.inputs, output=f"{op.output}/codes", shape=op.shape,
-        k=op.k, i=op.i + op.f, f=np.zeros_like(op.f), rounding=op.rounding, overflow=op.overflow,
-    )  # fmt: skip
-    scaled = affine_range(op, source.range, up, none)
-    affine_layer(builder, codes, up, none, scaled)
-    layer = builder.values[codes.output].layer
-    builder.plan.types[layer]["result"] = quantizer_type(codes)
-    builder.values[op.inputs[0] + "/codes"] = replace(builder.values.pop(codes.output), range=quantized_range(codes, scaled)[0])
-    back = replace(op, inputs=(op.inputs[0] + "/codes",), name=f"{op.name}/back")
-    affine_layer(builder, back, down, none, result)
+def _in_stored_order(values: NDArray[T], op: Op, source: Stored) -> NDArray[T]:
+    return np.broadcast_to(values, op.shape).reshape(-1)[source.order]
 
 
 def affine_layer(builder: Builder, op: Op, scale: Array, bias: Array, result: Range) -> None:
     """x * scale + bias as hls4ml's BatchNormalization, whose product and sum keep all bits until the result type."""
     source = builder.values[op.inputs[0]]
-    scale, bias = (np.broadcast_to(t, op.shape).reshape(-1)[source.order].reshape(source.stored) for t in (scale, bias))
+    scale, bias = (_in_stored_order(t, op, source).reshape(source.stored) for t in (scale, bias))
     channels = source.stored[-1]
     rows = [t.reshape(-1, channels) for t in (scale, bias)]
     shared = len(source.stored) > 1 and all((t == t[:1]).all() for t in rows)

@@ -62,6 +62,7 @@ class Emission:
         self._casts: dict[tuple[str, Dtype], Value] = {}
         self._outputs: dict[Node, str] = {}
         self._shapes: dict[Node, tuple[int, ...]] = {}
+        self._refused: set[Node] = set()
 
     def run(self) -> onnx.ModelProto:
         """The file. Raises LoweringError with every problem of every node."""
@@ -78,6 +79,11 @@ class Emission:
         self._raise()
         outputs = [self._returned(name, node) for name, node in returned]
         return self.graph.model(inputs, outputs)
+
+    @property
+    def values(self) -> Mapping[Node, Value]:
+        """The tensor that holds the value of each data node, once the file is written."""
+        return self._values
 
     # ---- what emitters use
     def is_constant(self, node: Node) -> bool:
@@ -145,6 +151,7 @@ class Emission:
 
     def refuse(self, node: Node, code: str, what: str, remedy: str) -> None:
         """Remember a problem; `run` raises all of them at once."""
+        self._refused.add(node)
         self.problems.append(Problem(code, what, remedy, place(node)))
 
     # ---- the walk
@@ -157,14 +164,13 @@ class Emission:
         if any(n not in self._values and not self.is_constant(n) for n in node.all_input_nodes):
             return  # an operand was refused: that problem is reported, this node can not be judged
         module = module_of(self.gm, node)
-        before = len(self.problems)
         if isinstance(module, Quantizer):
             made = self.target.quantize(self, node, module, self._values[node.all_input_nodes[0]])
         elif isinstance(module, IDENTITIES):
             made = self._values[node.all_input_nodes[0]]
         else:
             made = self.target.table[node.target](self, node)  # type: ignore[index]
-        if len(self.problems) == before:
+        if node not in self._refused or isinstance(module, Quantizer):  # a refused quantizer still has a shape
             self._values[node] = made
 
     def _store(self, node: Node) -> Dtype:

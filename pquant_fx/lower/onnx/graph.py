@@ -15,7 +15,7 @@ from pquant_fx.files import write_atomically
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IR_VERSION", "OPSET", "Dtype", "OnnxGraph", "Shape", "Value", "write_model"]
+__all__ = ["IR_VERSION", "OPSET", "Dtype", "OnnxGraph", "Shape", "Value", "information", "write_model"]
 
 IR_VERSION = 10
 OPSET = 17
@@ -60,7 +60,7 @@ class OnnxGraph:
         data = np.ascontiguousarray(array, dtype=dtype).reshape(np.shape(array))
         value = Value(self.unique(wanted), data.shape, dtype)
         self._initializers.append(numpy_helper.from_array(data, value.name))
-        self._information.append(_information(value))
+        self._information.append(information(value))
         return value
 
     def node(
@@ -78,7 +78,7 @@ class OnnxGraph:
         named = [v.name for v in inputs]
         made = helper.make_node(operator, named, [output.name], name or output.name, domain=domain, **(attributes or {}))
         self._nodes.append(made)
-        self._information.append(_information(output))
+        self._information.append(information(output))
         self._domains.add(domain)
         return output
 
@@ -90,8 +90,8 @@ class OnnxGraph:
         graph = helper.make_graph(
             self._nodes,
             "pquant_fx",
-            [_information(v) for v in inputs],
-            [_information(v) for v in outputs],
+            [information(v) for v in inputs],
+            [information(v) for v in outputs],
             self._initializers,
             value_info=[i for i in self._information if i.name not in ends],
         )
@@ -108,7 +108,8 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str] | None) -> 
     return model
 
 
-def _information(value: Value) -> onnx.ValueInfoProto:
+def information(value: Value) -> onnx.ValueInfoProto:
+    """Name, element type and shape as the file states them."""
     from onnx import TensorProto, helper
 
     kind = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}[value.dtype]

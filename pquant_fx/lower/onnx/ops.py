@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from pquant_fx.graph.interval_arrays import pool_geometry
+from pquant_fx.graph.tables import lookup
 from pquant_fx.lower.onnx import wide
 from pquant_fx.lower.onnx.emission import Emission, Emit, numbers
 from pquant_fx.lower.onnx.graph import Value
@@ -49,6 +50,23 @@ def _conv(e: Emission, node: Node) -> Value:
     )
 
 
+def _conv_transpose(e: Emission, node: Node) -> Value:
+    """onnxruntime has a float32 kernel only."""
+    x, weight, bias, stride, padding, output_padding, groups, dilation = node.args
+    if e.compute(node) == "float64":
+        return wide.conv_transpose(e, node)
+    inputs = [e.data(node, a) for a in (x, weight, bias) if a is not None]
+    attributes: dict[str, Any] = {
+        "dilations": numbers(dilation),
+        "group": int(groups),  # type: ignore[arg-type]
+        "kernel_shape": [int(n) for n in inputs[1].shape[2:]],
+        "output_padding": numbers(output_padding),
+        "pads": numbers(padding) * 2,
+        "strides": numbers(stride),
+    }
+    return e.result(node, "ConvTranspose", inputs, **attributes)
+
+
 def _binary(operator_name: str) -> Emit:
     def emit(e: Emission, node: Node) -> Value:
         return e.result(node, operator_name, [e.data(node, a, at) for at, a in enumerate(node.args[:2])])
@@ -68,6 +86,8 @@ def _clip(low: float | None = None, high: float | None = None) -> Emit:
         x = e.data(node, node.args[0])
         bounds = (low, high) if low is not None else node.args[1:3]
         limits = [e.constant(node, what, float(b), x.dtype) for what, b in zip(("low", "high"), bounds)]  # type: ignore[arg-type]
+        if x.dtype == "float64":  # onnxruntime 1.31 does not load a Clip of doubles behind a Relu
+            return e.result(node, "Min", [e.step(node, "above", "Max", [x, limits[0]], e.shape(node)), limits[1]])
         return e.result(node, "Clip", [x, *limits])
 
     return emit
@@ -76,6 +96,34 @@ def _clip(low: float | None = None, high: float | None = None) -> Emit:
 def _leaky_relu(e: Emission, node: Node) -> Value:
     slope = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
     return e.result(node, "LeakyRelu", [e.data(node, node.args[0])], alpha=slope)
+
+
+def _prelu(e: Emission, node: Node) -> Value:
+    """One slope, or one a channel; in double, for which onnxruntime has no kernel, relu(x) - slope relu(-x)."""
+    x, slope = e.data(node, node.args[0]), e.data(node, node.args[1], 1)
+    shape = e.shape(node)
+    if slope.shape and len(shape) > 2:
+        column = (int(slope.shape[0]), *(1 for _ in shape[2:]))
+        slope = e.step(node, "slopes", "Reshape", [slope, e.constant(node, "slopes_shape", column, "int64")], column)
+    if x.dtype == "float32":
+        return e.result(node, "PRelu", [x, slope])
+    below = e.step(node, "below", "Relu", [e.step(node, "negative", "Neg", [x], shape)], shape)
+    scaled = e.step(node, "scaled", "Mul", [below, slope], shape)
+    return e.result(node, "Sub", [e.step(node, "above", "Relu", [x], shape), scaled])
+
+
+def _lookup(e: Emission, node: Node) -> Value:
+    """The code of x counted from the first entry, then the entry."""
+    x, table = e.data(node, node.args[0]), e.data(node, node.args[1], 1)
+    f, low = numbers(node.args[2:])
+    codes = e.step(node, "codes", "Mul", [x, e.constant(node, "scale", 2.0**f, x.dtype)], e.shape(node))
+    index = e.step(node, "index", "Sub", [codes, e.constant(node, "first", low, x.dtype)], e.shape(node))
+    return e.result(node, "Gather", [table, e.cast(index, "int64")], axis=0)
+
+
+def _amax(e: Emission, node: Node) -> Value:
+    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
+    return e.result(node, "ReduceMax", [x], axes=axes, keepdims=int(keepdim))
 
 
 def _max_pool(e: Emission, node: Node) -> Value:
@@ -215,6 +263,8 @@ TABLE: dict[Callable[..., Any], Emit] = {
     F.linear: _linear,
     F.conv1d: _conv,
     F.conv2d: _conv,
+    F.conv_transpose1d: _conv_transpose,
+    F.conv_transpose2d: _conv_transpose,
     torch.matmul: _binary("MatMul"),
     operator.add: _binary("Add"),
     operator.sub: _binary("Sub"),
@@ -227,16 +277,19 @@ TABLE: dict[Callable[..., Any], Emit] = {
     F.relu6: _clip(0.0, 6.0),
     F.hardtanh: _clip(),
     F.leaky_relu: _leaky_relu,
+    F.prelu: _prelu,
+    lookup: _lookup,
     F.avg_pool1d: _avg_pool,
     F.avg_pool2d: _avg_pool,
     F.max_pool1d: _max_pool,
     F.max_pool2d: _max_pool,
     torch.mean: _mean,
     torch.sum: _sum,
+    torch.amax: _amax,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,
     torch.permute: _permute,
     operator.getitem: _getitem,
 }
-"""Every operator of the dialect but rsqrt, which exists on parameters only."""
+"""Every operator of the dialect but rsqrt, which exists on parameters only, and the functions whose tables `lookup` reads."""

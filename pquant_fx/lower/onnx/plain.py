@@ -25,7 +25,7 @@ from pquant_fx.lower.onnx.quant import data_quantizer
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["to_onnx"]
+__all__ = ["plain_emission", "to_onnx"]
 
 _POOLS: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d)
 _TABLE = TABLE | dict.fromkeys(_POOLS, pool_behind_pad)
@@ -41,8 +41,13 @@ def to_onnx(
     all problems at once: PQ201 and PQ202 for operators, PQ303 beyond float64; OutputError (PQ505);
     ExtraMissingError (PQ503) without the package onnx.
     """
+    return write_model(plain_emission(gm, batch, formats).run(), path)
+
+
+def plain_emission(gm: GraphModule, batch: int | None = None, formats: FormatMap | None = None) -> Emission:
+    """The export behind `to_onnx`, not yet run."""
     require("onnx")
-    return write_model(Emission(gm, Target("plain ONNX", _TABLE, data_quantizer, _parameter, doubles=True), batch, formats).run(), path)
+    return Emission(gm, Target("plain ONNX", _TABLE, data_quantizer, _parameter, doubles=True), batch, formats)
 
 
 def _parameter(e: Emission, node: Node, layout: Layout) -> Value:

@@ -20,7 +20,7 @@ from pquant_fx.lower.onnx.qonnx_quant import OWN_DOMAIN, QUANT_DOMAIN, data_quan
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OWN_DOMAIN", "QUANT_DOMAIN", "float32_problems", "to_qonnx"]
+__all__ = ["OWN_DOMAIN", "QUANT_DOMAIN", "float32_problems", "qonnx_emission", "to_qonnx"]
 
 
 def to_qonnx(
@@ -40,12 +40,12 @@ def to_qonnx(
     PQ205 for formats that are no scalar width, PQ207 for modes (strict), PQ303 for values beyond float32; OutputError (PQ505);
     ExtraMissingError (PQ503) without the package onnx.
     """
+    return write_model(qonnx_emission(gm, batch, formats, strict).run(), path)
+
+
+def qonnx_emission(gm: GraphModule, batch: int = 1, formats: FormatMap | None = None, strict: bool = False) -> Emission:
+    """The export behind `to_qonnx`, not yet run."""
     require("onnx")
-    target = Target(
-        "QONNX",
-        {**TABLE, torch.mean: mean_as_pool},
-        partial(data_quantizer, strict=strict),
-        partial(parameter, strict=strict),
-        doubles=False,
-    )
-    return write_model(Emission(gm, target, batch, formats).run(), path)
+    table = TABLE | {torch.mean: mean_as_pool}
+    quantize, hold = partial(data_quantizer, strict=strict), partial(parameter, strict=strict)
+    return Emission(gm, Target("QONNX", table, quantize, hold, doubles=False), batch, formats)

@@ -62,7 +62,7 @@ def parameter(e: Emission, node: Node, layout: Layout, strict: bool) -> Value:
     spec = format_of(quantizer, source)
     if spec.zero.all() or not values.any():
         return held
-    spec = _cover(node, spec.transposed() if suffix else spec)
+    spec = spec.transposed() if suffix else spec
     name = e.graph.unique(e.name(node))
     output = Value(name, held.shape)
     reasons = _obstacles(replace(spec, rounding="RND_CONV", overflow="SAT_SYM" if spec.overflow == "SAT_SYM" else "SAT"), parameter=True)
@@ -84,16 +84,6 @@ def _simplified(e: Emission, node: Node, spec: QuantizerFormat) -> QuantizerForm
     return spec
 
 
-def _cover(node: Node, spec: QuantizerFormat) -> QuantizerFormat:
-    """A bias follows its values, so each channel has its own width; one width that holds all of them loses nothing."""
-    users = [u for u in node.users if len(u.args) > 2 and u.args[2] is node]
-    if not users or len(users) != len(node.users):
-        return spec
-    k = spec.k[~spec.zero].max()
-    widest = (spec.i + spec.f)[~spec.zero].max()
-    return replace(spec, k=np.full_like(spec.k, k), i=np.where(spec.zero, spec.i, widest - spec.f))
-
-
 def _obstacles(spec: QuantizerFormat, parameter: bool = False) -> list[Reason]:
     """Why the quantizer is no standard Quant; empty when it is. Elements of zero width are harmless in parameters: they hold 0."""
     live = ~spec.zero
@@ -101,7 +91,7 @@ def _obstacles(spec: QuantizerFormat, parameter: bool = False) -> list[Reason]:
     if len(np.unique(spec.width[live])) > 1 or len(np.unique(spec.k[live])) > 1 or (spec.zero.any() and not parameter):
         widths = ", ".join(sorted({str(int(w)) for w in spec.width.reshape(-1)}, key=int))
         reasons.append(("PQ205", f"its elements have several widths or signs ({widths} bits), a Quant has one", _SCALAR))
-    elif not parameter and spec.k[live].max() == 1 and spec.width[live].max() == 1:
+    elif spec.k[live].max() == 1 and spec.width[live].max() == 1:
         reasons.append(("PQ205", "a signed format of one bit is bipolar in QONNX, here it means {-1, 0}", "use two bits, or strict=False"))
     if spec.overflow not in ("SAT", "SAT_SYM"):
         reasons.append(("PQ207", f"overflow mode {spec.overflow} may take effect here and a Quant can not express it", _MODE))
@@ -129,8 +119,7 @@ def _quant_inputs(e: Emission, name: str, spec: QuantizerFormat, x: Value) -> li
     """x, scale, zero point, bit width. Elements of zero width (constants 0) share the finest scale of the others."""
     finest = spec.f[~spec.zero].max()
     scale = np.exp2(-np.where(spec.zero, finest, spec.f))
-    bits = max(spec.width.max(), 1 + spec.k[~spec.zero].max())
-    parts = (("scale", compact(scale)), ("zero", 0.0), ("bits", bits))
+    parts = (("scale", compact(scale)), ("zero", 0.0), ("bits", spec.width.max()))
     return [x, *(e.graph.constant(f"{name}.{what}", value) for what, value in parts)]
 
 

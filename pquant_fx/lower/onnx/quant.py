@@ -47,8 +47,7 @@ def data_quantizer(e: Emission, node: Node, quantizer: Quantizer, x: Value) -> V
     dtype: Dtype = "float64" if spec.width.max() + 2 > FLOAT32_BITS else e.compute(node)
     write = _Writer(e, node, dtype)
     if spec.zero.all():
-        nothing = write.constant("zero", 0.0)
-        return e.result(node, "Clip", [e.cast(x, dtype), nothing, nothing])
+        return e.result(node, "Mul", [e.cast(x, dtype), write.constant("zero", 0.0)])
     scaled = write("scaled", "Mul", e.cast(x, dtype), np.exp2(spec.f))
     codes = _overflow(write, _rounded(write, scaled, spec.rounding), spec)
     if spec.zero.any() and spec.overflow not in ("SAT", "SAT_SYM"):

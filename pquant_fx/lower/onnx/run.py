@@ -21,6 +21,7 @@ __all__ = ["run_onnxruntime", "run_qonnx"]
 Arrays = Sequence[npt.NDArray[Any]]
 _CHUNK = 128
 """Samples at once where the file leaves the batch open."""
+_DOUBLE = 11  # TensorProto.DOUBLE
 
 
 def run_onnxruntime(model: onnx.ModelProto, inputs: Arrays) -> list[npt.NDArray[Any]]:
@@ -70,7 +71,8 @@ def _in_chunks(
     model: onnx.ModelProto, names: Sequence[str], inputs: Arrays, run: Callable[[dict[str, npt.NDArray[Any]]], list[npt.NDArray[Any]]]
 ) -> list[npt.NDArray[Any]]:
     """Feed the file's batch (or `_CHUNK` samples) at a time; a short last piece of a fixed batch is filled up with zeros."""
-    arrays = [np.ascontiguousarray(x, dtype=np.float32) for x in inputs]
+    dtype = np.float64 if any(i.type.tensor_type.elem_type == _DOUBLE for i in model.graph.input) else np.float32
+    arrays = [np.ascontiguousarray(x, dtype=dtype) for x in inputs]
     _check(model, names, arrays)
     samples = len(arrays[0])
     fixed = int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)

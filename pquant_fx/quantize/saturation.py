@@ -1,0 +1,85 @@
+"""The quantizer of one stored, saturating format for a whole tensor: the same numbers as `kernel`, in fewer passes over memory.
+
+Most values of a network are of this kind, and a training step spends its time moving them. With the format as Python
+numbers, clipping, scaling and rounding are a handful of in-place kernels, and the gradient is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.quantize.rounding import is_stochastic
+
+__all__ = ["Saturation", "saturate"]
+
+_BELOW_HALF = torch.tensor(0.5 - 2.0**-25)  # the float32 before 1/2
+
+
+class Saturation(NamedTuple):
+    """One format as numbers: bounds of the value, 2^f, 2^-f, and the bounds between which the gradient passes (exclusive)."""
+
+    low: float
+    high: float
+    scale: float
+    step: float
+    below: float
+    above: float
+    rounding: RoundingMode
+
+    @classmethod
+    def of(cls, k: int, i: int, f: int, rounding: RoundingMode, overflow: OverflowMode) -> Saturation | None:
+        """None where the format or a mode is of another kind: zero-width, not saturating, stochastic, wider than float32 holds."""
+        bits = i + f
+        wide = k + bits > 22 or max(abs(i), abs(f)) > 100
+        if overflow not in ("SAT", "SAT_SYM") or rounding not in _ROUND or is_stochastic(rounding) or bits < 0 or k + bits <= 0 or wide:
+            return None
+        high = 2.0**i - 2.0**-f
+        low = -k * (high if overflow == "SAT_SYM" else 2.0**i)
+        # a value on a bound is inside: the gradient passes up to the next float32
+        return cls(low, high, 2.0**f, 2.0**-f, _beyond(low, -math.inf), _beyond(high, math.inf), rounding)
+
+
+def saturate(x: Tensor, to: Saturation) -> Tensor:
+    """q(x) for float32 x, of x's shape; dq/dx is 1 from the lower to the upper bound and 0 outside."""
+    result: Tensor = _Saturate.apply(x, to)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Saturate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, to: Saturation) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.to = to
+        rounded: Tensor = _ROUND[to.rounding](torch.clamp(x, to.low, to.high), to)
+        return rounded.mul_(to.step)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, x, ctx.to.below, ctx.to.above), None
+
+
+def _beyond(bound: float, toward: float) -> float:
+    """The next float32, or the smallest normal one beyond 0."""
+    return math.copysign(2.0**-126, toward) if bound == 0 else float(np.nextafter(np.float32(bound), np.float32(toward)))
+
+
+def _half_up(x: Tensor, to: Saturation) -> Tensor:
+    if to.low >= 0:
+        # floor(s + 1/2) fails at the float32 before 1/2 alone; adding that number instead is right for every s >= 0 of a format's size
+        return torch.add(_BELOW_HALF.to(x.device), x, alpha=to.scale, out=x).floor_()
+    return x.mul_(2 * to.scale).floor_().mul_(0.5).ceil_()
+
+
+_ROUND: dict[str, Callable[[Tensor, Saturation], Tensor]] = {
+    "TRN": lambda x, to: x.mul_(to.scale).floor_(),
+    "RND": _half_up,
+    "RND_CONV": lambda x, to: x.mul_(to.scale).round_(),
+}
