@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import string
-import time
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -168,17 +167,15 @@ def test_the_index_agrees_with_trying_every_rule(entries: list[tuple[str, int]],
     assert load_config({"layers": layers}).settings_for(path, "", type_name, site).weight_bits == expected
 
 
-def test_naming_every_layer_stays_cheap() -> None:
-    def seconds(count: int) -> float:
-        config = rules({f"block{n}.conv": {"weight_bits": 4} for n in range(count)})
-        config.settings_for("warm")
-        start = time.perf_counter()
-        for n in range(count):
-            config.settings_for(f"block{n}.conv", "weighted", "Conv2d", 1)
-        return time.perf_counter() - start
-
-    small = min(seconds(100) for _ in range(3))
-    assert min(seconds(1000) for _ in range(3)) < 40 * small
+def test_naming_every_layer_stays_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = rules({f"block{n}.conv": {"weight_bits": 4} for n in range(1000)})
+    assert config.settings_for("block999.conv", "weighted", "Conv2d", 1).weight_bits == 4
+    compared: list[Pattern] = []
+    matches = Pattern.matches
+    monkeypatch.setattr(Pattern, "matches", lambda self, *place: compared.append(self) or matches(self, *place))
+    for n in range(1000):
+        config.settings_for(f"block{n}.conv", "weighted", "Conv2d", 1)
+    assert len(compared) == 1000  # one rule of a thousand is looked at for each layer
 
 
 def test_patterns_are_compared_literally_unless_they_hold_a_glob() -> None:
