@@ -1,4 +1,4 @@
-"""bake_tables: an activation between quantizers becomes a table over the codes of its input (algorithms.md F.10).
+"""bake_tables: an activation between quantizers becomes a table over the codes of its input.
 
     Quantizer<4,1>(x) -> Tabulated tanh -> Quantizer<8,1>    ->    lookup(Quantizer<4,1>(x), entries, 3, -8) -> Quantizer<8,1>
 

@@ -73,9 +73,7 @@ def _problem(node: Node, rw: Rewriter, values: dict[Node, Tensor], live: set[Nod
     if quantizer is not None and not quantizer.calibrated:
         what = f"the quantizer '{node.target}' has no format yet"
         return Problem("PQ307", what, "call `model.calibrate(batches)` with real data, or set a format", place(node))
-    if node not in values or not (
-        quantizer is not None or any(u not in values and computes(rw.gm, u) for u in readers(rw.gm, node, live))
-    ):
+    if node not in values or not (quantizer is not None or any(u not in values and computes(rw.gm, u) for u in readers(rw.gm, node, live))):
         return None
     try:
         constant(values[node].cpu().double().numpy(), *(() if quantizer is not None else (CONSTANT_BITS,)))

@@ -112,20 +112,20 @@ class FixedFormat:
 
     @classmethod
     def for_codes(cls, low: int, high: int, f: int) -> FixedFormat:
-        """The smallest format with fraction bits `f` that holds every integer code in [low, high] (A.12)."""
+        """The smallest format with fraction bits `f` that holds every integer code in [low, high]."""
         bits = max(high, 0).bit_length()
         if low < 0:
             bits = max(bits, (-low - 1).bit_length())
         return cls(1 if low < 0 else 0, bits - f, f)
 
     def __add__(self, other: FixedFormat) -> FixedFormat:
-        """Exact format of a sum (F.1)."""
+        """Exact format of a sum."""
         return FixedFormat(max(self.k, other.k), max(self.i, other.i) + 1, max(self.f, other.f))
 
     def __mul__(self, other: FixedFormat) -> FixedFormat:
-        """Exact format of a product (F.3); the extra bit is only for (-2^i)(-2^j)."""
+        """Exact format of a product; the extra bit is only for (-2^i)(-2^j)."""
         return FixedFormat(max(self.k, other.k), self.i + other.i + (self.k & other.k), self.f + other.f)
 
     def __or__(self, other: FixedFormat) -> FixedFormat:
-        """The smallest format that holds both (concat, F.3)."""
+        """The smallest format that holds both (concat)."""
         return FixedFormat(max(self.k, other.k), max(self.i, other.i), max(self.f, other.f))

@@ -19,7 +19,7 @@ Positive = Annotated[Amount, Field(gt=0)]
 
 
 class BetaPoint(NamedTuple):
-    """beta from `epoch` on, and the segment that follows: a line, a line in log(beta), or constant (B.8).
+    """beta from `epoch` on, and the segment that follows: a line, a line in log(beta), or constant.
 
     Epochs count from the start of the training stage; in pre-training nothing presses on the bits. After the last point beta
     stays.
@@ -31,7 +31,7 @@ class BetaPoint(NamedTuple):
 
 
 class BetaController(Section):
-    """A PI(D) controller in the log domain that steers beta towards `target_ebops` (B.9; HGQ2's BetaPID has the same law).
+    """A PI(D) controller in the log domain that steers beta towards `target_ebops` (HGQ2's BetaPID has the same law).
 
     err = log10(EBOPs / target) once per epoch; log10(beta) = p err + i sum(err) + d (change of err); beta is multiplied by
     1 - damp under the target and kept in [beta_min, beta_max]. For `warmup_epochs` beta is `init_beta`. With error `linear`

@@ -60,7 +60,7 @@ _BUDGET = "leave it out and give 'ebops'"
 class Budget(Section):
     """What the finished design may cost: effective bit operations, adder cost, LUTs.
 
-    `ebops` is a hard limit on the exact count, held by a multiplier (`algorithms.md` B.9, C.7) that takes the place of a beta;
+    `ebops` is a hard limit on the exact count, held by a multiplier that takes the place of a beta;
     bits have to be learned for it. The result should lie within `tolerance` under the limit. start_fraction, end_fraction:
     between these shares of the training stage the limit comes down from what the network costs to `ebops`. rate: the
     multiplier's step; damping: what the squared violation weighs.

@@ -108,7 +108,7 @@ def _explained(read: Callable[[str], T]) -> Callable[[Any], T]:
 
 
 def wrapping_problems(rounding: str, overflow: str, key: str) -> list[Finding]:
-    """A finding where no hardware does what the two modes say together (algorithms.md A.7)."""
+    """A finding where no hardware does what the two modes say together."""
     if overflow != "WRAP_SM" or rounding == "TRN":
         return []
     return [("PQ407", key, f"WRAP_SM with rounding {rounding}: vendor headers decide before they round", "round with TRN, or use WRAP")]

@@ -1,4 +1,4 @@
-"""What each operator costs in EBOPs (`algorithms.md` B.6; Sun et al., arXiv 2405.00645): one function an operator.
+"""What each operator costs in EBOPs (HGQ, Sun et al., arXiv 2405.00645): one function an operator.
 
 `cost(read, node, *arguments)` gives a 0-d tensor, or None where the operator is wires only (a shift). b are total bits per
 element of one sample, `read` answers for them; the formulas hold for the differentiable surrogate and for the exact count.

@@ -1,4 +1,4 @@
-"""The bits of a finished network: enclosed bits of constant codes, stored width of data, exact intervals of sums (B.5).
+"""The bits of a finished network: enclosed bits of constant codes, stored width of data, exact intervals of sums.
 
 A compiled graph is counted as it is in evaluation and as it will be frozen: a quantizer that provably changes nothing is
 looked through, because freezing removes it.

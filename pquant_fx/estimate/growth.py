@@ -1,4 +1,4 @@
-"""Formats that arithmetic grows to (`algorithms.md` F.1, F.3, F.6, F.9), per element where the operands' are.
+"""Formats that arithmetic grows to, per element where the operands' are.
 
 Only asked for where an operator takes a sum that no quantizer rounded, as residual adds do; sums of products are in
 `growth_products`. NOTHING stays far below every real format through all of these rules.

@@ -1,4 +1,4 @@
-"""Formats of sums of products: what an accumulator must hold (`algorithms.md` F.8, format bound), one format an output channel.
+"""Formats of sums of products: what an accumulator must hold (the bound of the formats), one format an output channel.
 
 i_acc = max_j (i_w + i_x + (k_w and k_x)) + ceil log2 K     f_acc = max_j (f_w + f_x)     K weights of a row that are not 0
 """

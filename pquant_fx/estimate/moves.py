@@ -63,7 +63,7 @@ def _pad(tensors: Sequence[Tensor], shapes: Sequence[Shape], args: tuple[Any, ..
 
 
 def _max_pool(pool: Callable[..., Tensor], axes: int) -> Move:
-    """The largest number in each window, of i and of f: the union of the formats (F.3)."""
+    """The largest number in each window, of i and of f: the union of the formats."""
 
     def move(tensors: Sequence[Tensor], shapes: Sequence[Shape], args: tuple[Any, ...], filler: float) -> Tensor:
         (t,), (shape,) = tensors, shapes

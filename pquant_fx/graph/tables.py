@@ -1,4 +1,4 @@
-"""Activations that hardware reads from a table: tanh, sigmoid, GELU, exp and the like (algorithms.md F.10).
+"""Activations that hardware reads from a table: tanh, sigmoid, GELU, exp and the like.
 
     compiled   Tabulated(q(x)) -> q'                 training: torch's function; evaluation: fl32(f(x)), f computed in float64
     frozen     lookup(q(x), entries, f, low)         entries[n] = q'(fl32(f((low + n) 2^-f))) for every code of the input in order

@@ -68,7 +68,7 @@ def widened_to_wrap(i: Tensor, high: Tensor, magnitude_bits: Bits, rounding: Rou
 
 
 def required_integer_bits(low: Tensor | None, high: Tensor, f: Tensor, rounding: RoundingMode | None, symmetric: bool = False) -> Tensor:
-    """The fewest integer bits that hold what [low, high] rounds to on the grid 2^-f, exactly (A.12); -f when that is 0.
+    """The fewest integer bits that hold what [low, high] rounds to on the grid 2^-f, exactly; -f when that is 0.
 
     low, high: same shape; low None where nothing is negative. rounding: None when both are on the grid. A lower end of -2^i
     needs i bits, or i + 1 when `symmetric`. Nothing is rounded out of range.
