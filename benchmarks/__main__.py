@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks import compile_time
+from benchmarks import compile_time, training_step
 
 
 def main() -> None:
     compile_time.main()
-    print("\nresnet20 needs data: python -m benchmarks.resnet20 --weights resnet20.npz --data cifar10.npz")
+    training_step.main()
+    print("\nThese need data or the peers' own environments, and explain themselves with --help:")
+    for name in ("resnet20", "budget", "hgq_side_by_side"):
+        print(f"  python -m benchmarks.{name}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ STATIC = {
         "default_weight_integer_bits": 1,
         "default_weight_fractional_bits": 6,
     },
+    "layers": {"ReLU": {"data_format": "ufixed<8,2>"}},
 }
 OURS: dict[str, object] = {"ours, static 8 bits": STATIC, "ours, fixed8": "fixed8", "ours, hgq": "hgq"}
 Step = Callable[[], None]
