@@ -1,8 +1,8 @@
 """Quantization: the fixed-point arithmetic, the quantizer modules, and calibration.
 
-`kernel` and `rounding` hold the arithmetic, `fixed_point` the checked function, `static` and `quantizers` the modules with stored
-formats, `dynamic` and `tracked` those that follow a value, `learned`, `learned_range` and `hgq` those that are trained;
-`observers`, `histograms`, `ranges` and `calibration` set their formats, `lsb` says how fine a value of a graph is.
+`kernel`, `grid`, `rounding` and `gradients` hold the arithmetic, `fixed_point` the checked function; `static` and `quantizers` the
+modules with stored formats, `dynamic` and `tracked` those that follow a value, `learned`, `learned_range` and `hgq` those that
+are trained; `observers`, `histograms`, `ranges` and `calibration` set their formats, `lsb` says how fine a value of a graph is.
 """
 
 from __future__ import annotations

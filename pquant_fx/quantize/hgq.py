@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pquant_fx.errors import ConfigError, Problem
 from pquant_fx.graph.dialect import Quantizer
+from pquant_fx.quantize.bit_gradients import learned_bits, scaled_gradient, straight
 from pquant_fx.quantize.fixed_point import exact_width, integer_bits
 from pquant_fx.quantize.kernel import Grid, quantize_value, round_value
-from pquant_fx.quantize.learned import LearnedQuantizer, learned_bits, parameter, scaled_gradient, straight
+from pquant_fx.quantize.learned import LearnedQuantizer, parameter
 from pquant_fx.quantize.ranges import required_integer_bits, settled, widened_to_wrap
 
 __all__ = ["MOST_I", "HGQQuantizer", "Parametrization"]

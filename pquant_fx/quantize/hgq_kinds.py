@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pquant_fx.errors import CalibrationError, Problem
+from pquant_fx.quantize.bit_gradients import straight
 from pquant_fx.quantize.hgq import MOST_I, HGQQuantizer, Parametrization
 from pquant_fx.quantize.kernel import quantize_value, widened
-from pquant_fx.quantize.learned import Format, FromData, FromValue, straight
+from pquant_fx.quantize.learned import Format, FromData, FromValue
 from pquant_fx.quantize.observers import Observer, over_ranks
 from pquant_fx.quantize.ranges import covering, extremes, largest, required_integer_bits
 
@@ -180,6 +181,7 @@ class HGQData(FromData, HGQQuantizer):
                 self.k.copy_((low < 0).to(self.k) if self.non_negative else torch.ones_like(self.k))
             i, _ = self._needed(low * self.k, high, symmetric=False)
             self.i.copy_(i + self.spare_bits)
+        self._loaded()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pquant_fx.errors import ConfigError, Problem
+from pquant_fx.quantize.bit_gradients import scaled_gradient, straight
 from pquant_fx.quantize.fixed_point import INTEGER_BITS_LIMIT, integer_bits
 from pquant_fx.quantize.gradients import summed
 from pquant_fx.quantize.kernel import Grid, quantize_value
-from pquant_fx.quantize.learned import FromData, FromValue, LearnedQuantizer, parameter, scaled_gradient, straight
+from pquant_fx.quantize.learned import FromData, FromValue, LearnedQuantizer, parameter
 from pquant_fx.quantize.observers import Observer
 from pquant_fx.quantize.ranges import extremes, settled
 
