@@ -204,7 +204,7 @@ def test_beta_follows_the_law_of_its_docstring():
         left = (1 - step / 5000) ** 4  # of the way from 500 to 97.5; the ratio exact / surrogate is a half
         error = math.log(500 / (500**left * 97.5 ** (1 - left)))
         integral += min(0.03, 130 / 10_000) * error
-        assert float(terms.beta) == pytest.approx(math.exp(integral + 4 * error), rel=1e-4)
+        assert float(terms.beta) == pytest.approx(math.exp(integral + 2 * error), rel=1e-4)
 
 
 def test_nothing_waits_for_the_device_between_counts():

@@ -44,14 +44,17 @@ def test_defaults_by_role() -> None:
 
 
 def test_a_weight_starts_from_its_magnitude() -> None:
-    """Width 8: b = 7 bits; one i for all weights, two above the largest, or for each group its own."""
+    """Width 8: b = 7 bits; KBI: the i of each group, at most four below the largest; KIF per weight: one, two above the largest."""
     w = torch.tensor([[3.0, 0.3], [1.5, -1e-6], [0.0, -4.0]])
     q = HGQWeight((3, 2), 8)
     q.start(w)
     k, i, f = q.kif()
-    assert i.unique().tolist() == [4.0]
-    assert f.unique().tolist() == [3.0]
+    assert i.tolist() == [[2.0, -1.0], [1.0, -2.0], [2.0, 2.0]]
+    assert (i + f).unique().tolist() == [7.0]
     assert k.unique().tolist() == [1.0]
+    alike = HGQWeight((3, 2), 8, parametrization="kif")
+    alike.start(w)
+    assert alike.kif()[1].unique().tolist() == [4.0]
     channels = HGQWeight((3, 1), 6)
     channels.start(w)
     assert channels.kif()[1].flatten().tolist() == [2.0, 1.0, 2.0]
@@ -70,7 +73,7 @@ def test_zero_groups_start_with_the_bits_of_the_others() -> None:
     assert q.kif()[1][2].unique().tolist() == [q.kif()[1].max().item()]
     nothing = HGQWeight((6, 5), 8)
     nothing.start(torch.zeros(6, 5))
-    assert nothing.kif()[1].unique().tolist() == [2.0]
+    assert nothing.kif()[1].unique().tolist() == [0.0]
     assert isinstance(nothing, LearnedQuantizer)
 
 

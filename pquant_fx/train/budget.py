@@ -62,7 +62,7 @@ class BudgetControl:
         self._budget, self._limit, self._aim = budget, budget.ebops, budget.ebops * (1 - budget.tolerance / 2)
         steps = plan.steps_of("training")
         self._rate = budget.rate * min(0.03, 130 / max(steps, 1))
-        self._damping = 4.0 * budget.damping
+        self._damping = 2.0 * budget.damping
         least, most = _COUNTS if not self._tracked else _TRACED
         self._every = max(1, min(plan.steps_per_epoch, steps // least), steps // most)
         self._start: float | None = None
