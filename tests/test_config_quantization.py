@@ -129,7 +129,7 @@ def test_a_budget_needs_bits_that_are_learned_and_sets_beta_itself() -> None:
 
 def test_budget_and_schedule_replace_each_other_in_order() -> None:
     limited = load_config("hgq", overrides={"budget.ebops": 5000})
-    assert (limited.budget.ebops, limited.quantization_parameters.hgq_beta) == (5000, 0.0)
+    assert (limited.budget.ebops, limited.quantization_parameters.hgq_beta) == (5000, 3e-5)
     steered = load_config(limited, overrides={"quantization_parameters.hgq_beta": {"target_ebops": 9}})
     assert (steered.budget.ebops, steered.quantization_parameters.hgq_beta) == (None, BetaController(target_ebops=9))
     assert load_config("hgq_budget", overrides={"quantization_parameters.hgq_beta": 1e-7}).budget.ebops == 20000

@@ -116,7 +116,7 @@ def test_fit_uses_them(monkeypatch):
 
     monkeypatch.setattr("pquant_fx.train.fit.Adam", Spy)
     fit(compiled(), digits_like(64))
-    assert seen == [{"weights": 5e-3, "no_decay": 5e-3, "bits": pytest.approx(1.5e-2)}]
+    assert seen == [{"weights": 4e-3, "no_decay": 4e-3, "bits": pytest.approx(1.2e-2)}]
 
 
 @pytest.mark.parametrize("frozen", [True, False])

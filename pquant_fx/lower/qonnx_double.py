@@ -5,6 +5,7 @@ As `qonnx_ops`, this module is loaded by qonnx, never by pquant_fx itself. Sums 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,9 @@ class _Double(CustomOp):
         function = self.functions[inputs[0].dim() - 3]
         context[self.onnx_node.output[0]] = self.compute(function, inputs, given).numpy()
 
+    @abstractmethod
     def compute(self, function: Any, inputs: list[torch.Tensor], given: dict[str, Any]) -> torch.Tensor:
-        raise NotImplementedError
+        """The node's result; given: its attributes."""
 
     def verify_node(self) -> list[str]:
         return []

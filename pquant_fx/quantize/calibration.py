@@ -21,6 +21,7 @@ from pquant_fx.graph.constants import constant_values, evaluating
 from pquant_fx.graph.dialect import Quantizer, module_of
 from pquant_fx.graph.values import static_range
 from pquant_fx.quantize.calibration_checks import refuse_bad_parameters, refuse_bad_values, refuse_misplaced
+from pquant_fx.quantize.hgq_kinds import HGQData
 from pquant_fx.quantize.learned import LearnedQuantizer
 from pquant_fx.quantize.lsb import bias_fractions
 from pquant_fx.quantize.observers import Observer, across_ranks, over_ranks
@@ -77,7 +78,7 @@ def trace_ranges(gm: GraphModule, batches: Iterable[Any]) -> int:
 
 def _is_tracking(module: nn.Module) -> bool:
     """Whether training tracks the range of what the module quantizes, and has begun to."""
-    return isinstance(module, LearnedQuantizer) and module.is_learning and module.overflow == "WRAP" and isinstance(module, Observable)
+    return isinstance(module, HGQData) and module.tracked and module.is_learning
 
 
 @dataclass

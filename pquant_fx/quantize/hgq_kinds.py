@@ -17,6 +17,7 @@ from pquant_fx.quantize.ranges import covering, extremes, largest, required_inte
 
 __all__ = ["HGQData", "HGQWeight"]
 
+_SPREAD = 4  # a weight begins with an i at most this much below that of the largest: i learns to grow slowly
 _HEADROOM = 2  # integer bits above the largest weight: pressed away in a few epochs, while a weight that saturates can not grow
 
 
@@ -66,9 +67,12 @@ class HGQWeight(FromValue, HGQQuantizer):
         return f"{self.bit_parameters[0]}={float(learned.min()):.1f}..{float(learned.max()):.1f}, {self.rounding}, {self.overflow}"
 
     def _begin(self, x: Tensor) -> None:
+        """The first i: what each group needs (KBI, which nothing presses down later); one for all of a tensor (KIF per weight)."""
         i, _ = covering(*extremes(x, self.shape))
-        if self.shape == tuple(x.shape):  # formats that no other value shares begin alike, with room to grow
-            i = i.amax().expand(self.shape) + (0 if self.tracked else _HEADROOM)
+        if self.shape == tuple(x.shape):
+            top = i.amax()
+            alike = top + (0 if self.tracked else _HEADROOM)
+            i = torch.maximum(i, top - _SPREAD) if self.by_width else alike.expand(self.shape)
         self._take(self.k, i, self.width - 1 - i)
 
     def _following(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,9 +40,10 @@ class BudgetControl:
 
         e = log(EBOPs / limit);   I <- I + rate e;   beta = exp(I + damping e)
 
-    with EBOPs as the surrogate times the measured ratio exact / surrogate; nothing of it waits for the device. I stands still
-    at the end, where the learning rate is too small to follow it: there the exact count is held once an epoch by moving the
-    bits that matter least (`shift_into`), and for the last time after the last step, under N for certain.
+    with EBOPs as the surrogate times the measured ratio exact / surrogate; nothing of it waits for the device. I falls faster
+    than it rises, because under the limit nothing has to be pressed. It stands still at the end, where the learning rate is too
+    small to follow it: there the exact count is held once an epoch by moving the bits that matter least (`shift_into`), and
+    for the last time after the last step, under N for certain.
     A budget that can not be met warns (PQuantWarning) and names the layer with most of what is left.
     """
 
