@@ -12,9 +12,10 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.nn import functional as F
 
-from pquant_fx.graph.dialect import OPS, verify
+from pquant_fx.graph.dialect import OPS
 from pquant_fx.graph.passes import Pipeline
 from pquant_fx.graph.tables import exp_neg, inverse_sum, lookup
+from pquant_fx.graph.verify import verify
 from pquant_fx.passes.canonicalize import RULES, canonicalize
 from pquant_fx.trace import trace
 

@@ -37,10 +37,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from pquant_fx.errors import PassError, Problem
 from pquant_fx.formats import OverflowMode, RoundingMode
-from pquant_fx.graph.batch_correction import BatchCorrection
-from pquant_fx.graph.info import place
+from pquant_fx.graph.batch_correction import BatchCorrection, Pointwise
 from pquant_fx.graph.tables import TABLE_FUNCTIONS, Tabulated, lookup
 
 __all__ = [
@@ -55,7 +53,6 @@ __all__ = [
     "is_parameter_value",
     "module_of",
     "op_of",
-    "verify",
 ]
 
 Kind = Literal["weighted", "arithmetic", "pool", "activation", "table", "grid"]
@@ -158,10 +155,9 @@ class Quantizer(nn.Module, ABC):
         """`magnitude_bits` and, where asked for, `sign_bits` of several quantizers of this class: a place to compute them together."""
         return [(q.magnitude_bits(), q.sign_bits() if signed else None) for q, signed in zip(quantizers, signs)]
 
-    def rectified(self, x: Tensor) -> Tensor:
-        """q(relu(x)); what `fusion` calls where the graph has a ReLU before the quantizer."""
-        result: Tensor = self(F.relu(x))
-        return result
+    def pointwise(self, x: Tensor, rectify: bool = False) -> Pointwise | None:
+        """All that the quantizer does to `x` (rectify: to relu(x)) as one function, for `fusion`; None where there is more to it."""
+        return None
 
     @property
     @abstractmethod
@@ -250,51 +246,3 @@ def forget_answers(graph: Graph) -> None:
 
 
 _ANSWERS = "_pquant_fx_parameter_values"
-
-
-def verify(gm: GraphModule) -> None:
-    """Check the rules that every pass relies on; raises PassError (PQ601) with all violations.
-
-    Every node's inputs exist and precede it, every target resolves, every Quantizer and Mask has one input, a Mask only
-    acts on a parameter value, and there is exactly one output.
-    """
-    problems = []
-    forget_answers(gm.graph)
-
-    def wrong(node: Node, what: str) -> None:
-        problems.append(Problem("PQ601", what, "mend the pass that ran last; `Pipeline` names it", place(node)))
-
-    seen: set[Node] = set()
-    for node in gm.graph.nodes:
-        for used in node.all_input_nodes:
-            if used not in seen:
-                wrong(node, f"'{node.name}' uses '{used.name}' before it is computed")
-        seen.add(node)
-        if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            if not hasattr(gm.get_submodule(owner) if _has(gm, owner) else None, name):
-                wrong(node, f"there is no parameter or buffer '{node.target}'")
-        elif node.op == "call_module":
-            if not _has(gm, str(node.target)):
-                wrong(node, f"there is no module '{node.target}'")
-                continue
-            module = gm.get_submodule(str(node.target))
-            if isinstance(module, Quantizer | Mask) and (len(node.args) != 1 or node.kwargs):
-                wrong(node, f"a {type(module).__name__} takes exactly one value")
-            elif isinstance(module, Mask) and not is_parameter_value(node.args[0]):
-                wrong(node, "a Mask acts on a parameter, not on data")
-        elif node.op == "call_method":
-            wrong(node, f"method call '{node.target}' survived canonicalize")
-    outputs = [n for n in gm.graph.nodes if n.op == "output"]
-    if len(outputs) != 1:
-        problems.append(Problem("PQ601", f"the graph has {len(outputs)} output nodes", "keep exactly one output node"))
-    if problems:
-        raise PassError(problems)
-
-
-def _has(gm: GraphModule, path: str) -> bool:
-    try:
-        gm.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

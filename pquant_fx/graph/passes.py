@@ -15,10 +15,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch.fx import GraphModule, Node
 
 from pquant_fx.errors import PassError, Place, Problem
-from pquant_fx.graph.dialect import module_of, verify
+from pquant_fx.graph.dialect import module_of
 from pquant_fx.graph.exactness import Examples, check_exact
 from pquant_fx.graph.info import place
 from pquant_fx.graph.rewriter import JOURNAL, Rewriter
+from pquant_fx.graph.verify import verify
 from pquant_fx.registry import Registry
 
 __all__ = ["PASSES", "Observer", "Pass", "Pipeline", "Rewrite", "pass_name", "rewrite"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pquant_fx.errors import CalibrationError, ConfigError, PQuantError, Problem
 from pquant_fx.formats import evaluation_mode
+from pquant_fx.graph.batch_correction import Pointwise
 from pquant_fx.quantize.dynamic import DynamicQuantizer
 from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT
 from pquant_fx.quantize.kernel import Bits, round_value
@@ -73,8 +74,8 @@ class CalibratedQuantizer(FixedQuantizer):
         """Take the format from what `observer` saw."""
         self.set_format(*self.format_for(observer))
 
-    def rectified(self, x: Tensor) -> Tensor:
-        return super().rectified(x) if self._observer is None else self(torch.relu(x))
+    def pointwise(self, x: Tensor, rectify: bool = False) -> Pointwise | None:
+        return super().pointwise(x, rectify) if self._observer is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """q(x), of x's shape; x itself while an observer looks on or no format is set."""

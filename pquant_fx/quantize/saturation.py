@@ -17,13 +17,16 @@ from torch import Tensor
 from pquant_fx.formats import OverflowMode, RoundingMode
 from pquant_fx.quantize.rounding import is_stochastic
 
-__all__ = ["Saturation", "saturate"]
+__all__ = ["Saturation"]
 
 _BELOW_HALF = torch.tensor(0.5 - 2.0**-25)  # the float32 before 1/2
 
 
 class Saturation(NamedTuple):
-    """One format as numbers: bounds of the value, 2^f, 2^-f, and the bounds between which the gradient passes (exclusive)."""
+    """One format as numbers: bounds of the value, 2^f, 2^-f, and the bounds between which the gradient passes (exclusive).
+
+    It is the quantizer as a `Pointwise`: dq/dx is 1 from the lower to the upper bound and 0 outside. For float32.
+    """
 
     low: float
     high: float
@@ -45,11 +48,28 @@ class Saturation(NamedTuple):
         # a value on a bound is inside: the gradient passes up to the next float32
         return cls(low, high, 2.0**f, 2.0**-f, _beyond(low, -math.inf), _beyond(high, math.inf), rounding)
 
+    @property
+    def rectified(self) -> Saturation:
+        """The same after a ReLU, of a format without negative values: a ReLU passes no gradient at 0."""
+        assert self.low >= 0
+        return self._replace(below=0.0)
 
-def saturate(x: Tensor, to: Saturation) -> Tensor:
-    """q(x) for float32 x, of x's shape; dq/dx is 1 from the lower to the upper bound and 0 outside."""
-    result: Tensor = _Saturate.apply(x, to)  # type: ignore[no-untyped-call]
-    return result
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = _Saturate.apply(x, self)  # type: ignore[no-untyped-call]
+        return result
+
+    def overwrite(self, x: Tensor) -> Tensor:
+        return self._round(x.clamp_(self.low, self.high))
+
+    def gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.hardtanh_backward(grad, x, self.below, self.above)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """q(x) in new memory; nothing is recorded."""
+        return self._round(torch.clamp(x, self.low, self.high))
+
+    def _round(self, clipped: Tensor) -> Tensor:
+        return _ROUND[self.rounding](clipped, self).mul_(self.step)
 
 
 class _Saturate(torch.autograd.Function):
@@ -57,13 +77,12 @@ class _Saturate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, to: Saturation) -> Tensor:
         ctx.save_for_backward(x)
         ctx.to = to
-        rounded: Tensor = _ROUND[to.rounding](torch.clamp(x, to.low, to.high), to)
-        return rounded.mul_(to.step)
+        return to.rounded(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(grad, x, ctx.to.below, ctx.to.above), None
+        return ctx.to.gradient(grad, x), None
 
 
 def _beyond(bound: float, toward: float) -> float:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pquant_fx.errors import CalibrationError, ConfigError, Problem
 from pquant_fx.formats import evaluation_mode, overflow_mode, rounding_mode
+from pquant_fx.graph.batch_correction import Pointwise
 from pquant_fx.graph.dialect import Quantizer
 from pquant_fx.graph.format_text import format_text
 from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT
 from pquant_fx.quantize.kernel import Bits, Grid, quantize_value
 from pquant_fx.quantize.precision import check_precision, is_narrow
-from pquant_fx.quantize.saturation import Saturation, saturate
+from pquant_fx.quantize.saturation import Saturation
 
 __all__ = ["FixedQuantizer", "FormatBuffers"]
 
@@ -139,19 +140,21 @@ class FixedQuantizer(FormatBuffers):
         """
         if not self._calibrated:
             return x
-        if self._simple is not None and x.dtype == torch.float32 and not is_narrow(x) and self._unchanged():
-            return saturate(x, self._simple)
+        if (simple := self._scalar(x)) is not None:
+            return simple(x)
         if self.saturates:
             check_precision(self, self._widest, self._magnitude, x)
         grid = None if torch.compiler.is_compiling() else self._grid(x)
         return quantize_value(x, self.k, self.i, self.f, self.rounding, self.overflow, self.training, grid=grid)
 
-    def rectified(self, x: Tensor) -> Tensor:
-        """q(relu(x)): one clip instead of two where the format has no negative values."""
-        simple, hooked = self._simple, self._forward_hooks or self._forward_pre_hooks
-        if simple is None or simple.low < 0 or hooked or not self._calibrated or x.dtype != torch.float32 or not self._unchanged():
-            return super().rectified(x)
-        return saturate(x, simple._replace(below=0.0))  # a ReLU passes nothing at 0
+    def pointwise(self, x: Tensor, rectify: bool = False) -> Pointwise | None:
+        """One format of a whole value, that has no negative values where a ReLU comes before; None also under the user's hooks."""
+        if not self._calibrated or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        simple = self._scalar(x)
+        if simple is None or not rectify:
+            return simple
+        return simple.rectified if simple.low >= 0 else None
 
     def frozen(self, x: Tensor | None = None) -> FixedQuantizer:
         """The same format as a plain FixedQuantizer in eval mode, stochastic rounding replaced by its evaluation mode.
@@ -207,6 +210,10 @@ class FixedQuantizer(FormatBuffers):
             k, i, f = (int(b) for b in (self.k, self.i, self.f))
             self._simple = Saturation.of(k, i, f, self.rounding, self.overflow)
             self._state = tuple((b, b._version) for b in (self.k, self.i, self.f))
+
+    def _scalar(self, x: Tensor) -> Saturation | None:
+        """The format as numbers, if it is of that kind and x of the dtype for it."""
+        return self._simple if x.dtype == torch.float32 and not is_narrow(x) and self._unchanged() else None
 
     def _unchanged(self) -> bool:
         """Whether the buffers are those that were turned into numbers, and nobody wrote to them since."""
