@@ -1,9 +1,10 @@
-# make test: everything that CI checks.  make demo: the whole way on real data.  make bench: speed and accuracy, by hand.
+# make test: everything that CI checks.  make extras: the tests of Lightning and Hugging Face, which it installs.
+# make demo: the whole way on real data.  make bench: speed and accuracy, by hand.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint demo bench clean
+.PHONY: setup test lint extras demo bench clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +22,10 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+extras: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,lightning,huggingface]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m extras
 
 demo: setup
 	$(BIN)/pquant-fx demo

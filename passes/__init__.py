@@ -14,12 +14,14 @@
     insert_quantizers        every value that hardware computes with gets a format
     align_joins              how branches that meet share a grid
     tabulate                 activations with a table give its entries in evaluation
+    insert_statistics        masks that prune by activations get to see them
 
 and on freezing:
 
     use_running_statistics   BatchNorm's statistics are its buffers now
     bake_weights             parameters, masks and their quantizers become constants with static formats
     bake_tables              activations become tables over the codes of their inputs
+    remove_dead_channels     channels that are always zero leave the graph, with all that is coupled to them
     remove_redundant_quantizers   a quantizer that provably changes nothing goes
 
 This folder is imported as `pquant_fx.passes`.
@@ -39,15 +41,16 @@ from pquant_fx.passes.functionalize import functionalize
 from pquant_fx.passes.hard_tanh import HardTanh
 from pquant_fx.passes.insert_masks import InsertMasks
 from pquant_fx.passes.insert_quantizers import InsertQuantizers
+from pquant_fx.passes.insert_statistics import insert_statistics
 from pquant_fx.passes.lift_numbers import LiftNumbers
 from pquant_fx.passes.place_quantizers import place_quantizers
 from pquant_fx.passes.propagate_shapes import propagate_shapes
 from pquant_fx.passes.relu_multiplier import ReluMultiplier
+from pquant_fx.passes.remove_dead_channels import remove_dead_channels
 from pquant_fx.passes.remove_redundant_quantizers import remove_redundant_quantizers
 from pquant_fx.passes.round_slopes import RoundSlopes
 from pquant_fx.passes.tabulate import tabulate
 from pquant_fx.passes.use_running_statistics import use_running_statistics
-from pquant_fx.prune.methods import mask_for
 
 __all__ = ["default_pipeline", "freezing_pipeline"]
 
@@ -62,12 +65,14 @@ def default_pipeline(config: ConfigLike) -> Pipeline:
         compress += (FoldBatchnorm(), LiftNumbers(config), HardTanh(config), ReluMultiplier(config))
         compress += (ExpandSoftmax(config), RoundSlopes(config))
     if prunes:
-        compress += (InsertMasks(config, mask_for(config)),)
+        compress += (InsertMasks(config),)
     if quantizes:
         compress += (InsertQuantizers(config), AlignJoins(config), tabulate)
+    if prunes:
+        compress += (insert_statistics,)
     return Pipeline((*front, *compress), name="compile")
 
 
 def freezing_pipeline() -> Pipeline:
     """What `freeze` runs on a copy of the compiled graph."""
-    return Pipeline((use_running_statistics, bake_weights, bake_tables, remove_redundant_quantizers), name="freeze")
+    return Pipeline((use_running_statistics, bake_weights, bake_tables, remove_dead_channels, remove_redundant_quantizers), name="freeze")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pquant_fx.api import CheckReport, check, compile, template
+    from pquant_fx.checkpoints import load
     from pquant_fx.compiled import CompiledModel
     from pquant_fx.config import Config, load_config
     from pquant_fx.errors import (
@@ -51,8 +52,14 @@ if TYPE_CHECKING:
         TrackedQuantizer,
         fixed_point,
     )
+    from pquant_fx.train.checkpoint import resume, save
+    from pquant_fx.train.functions import get_model_losses, train_model
     from pquant_fx.train.groups import param_groups
     from pquant_fx.train.history import History
+    from pquant_fx.train.huggingface import huggingface_callback
+    from pquant_fx.train.lightning import lightning_callback
+    from pquant_fx.train.one_shot import prune_by_wanda
+    from pquant_fx.train.p_norm_decay import p_norm_decay
     from pquant_fx.train.session import session
 
 __version__ = "0.1.0"
@@ -67,6 +74,7 @@ _QUANTIZERS = (
 )
 _HOME = {
     "api": "CheckReport check compile template",
+    "checkpoints": "load",
     "compiled": "CompiledModel",
     "config": "Config load_config",
     "errors": _ERRORS,
@@ -80,8 +88,14 @@ _HOME = {
     "lower.verify": "VerifyReport",
     "passes": "default_pipeline",
     "quantize": _QUANTIZERS,
+    "train.checkpoint": "resume save",
+    "train.functions": "get_model_losses train_model",
     "train.groups": "param_groups",
     "train.history": "History",
+    "train.huggingface": "huggingface_callback",
+    "train.lightning": "lightning_callback",
+    "train.one_shot": "prune_by_wanda",
+    "train.p_norm_decay": "p_norm_decay",
     "train.session": "session",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
@@ -134,11 +148,20 @@ __all__ = [
     "compile",
     "default_pipeline",
     "fixed_point",
+    "get_model_losses",
+    "huggingface_callback",
+    "lightning_callback",
+    "load",
     "load_config",
+    "p_norm_decay",
     "param_groups",
+    "prune_by_wanda",
+    "resume",
     "rewrite",
+    "save",
     "session",
     "template",
+    "train_model",
 ]
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from pquant_fx.compiled import CompiledModel
 from pquant_fx.config import Config, ConfigLike, load_config
 from pquant_fx.errors import ConfigError, PQuantError, Problem
 from pquant_fx.example_inputs import ExampleInputs, example_inputs
+from pquant_fx.graph.decisions import replay
 from pquant_fx.graph.passes import Pipeline
 from pquant_fx.graph.rewriter import notes_of
 from pquant_fx.passes import default_pipeline
@@ -23,7 +25,7 @@ from pquant_fx.passes.propagate_shapes import propagate_shapes
 from pquant_fx.passes.settings import known_layers
 from pquant_fx.trace import trace
 
-__all__ = ["CheckReport", "check", "compile", "template"]
+__all__ = ["CheckReport", "build", "check", "compile", "template"]
 
 
 def compile(
@@ -50,9 +52,27 @@ def compile(
         raise ConfigError(settings.pending)
     refuse_no_model(model)
     examples = _examples(model, settings, example_inputs)
+    compiled = build(model, settings, examples, pipeline, leaves)
+    if calibration is not None:
+        compiled.calibrate(calibration)
+    elif examples.source == "examples":
+        compiled.calibrate([tuple(examples.tensors.values())], source="examples")
+    return compiled
+
+
+def build(
+    model: nn.Module,
+    settings: Config,
+    examples: ExampleInputs,
+    pipeline: Pipeline | None = None,
+    leaves: tuple[type[nn.Module], ...] = (),
+    decisions: Mapping[str, Any] | None = None,
+) -> CompiledModel:
+    """`compile` without calibration. decisions: what passes decided when the network was compiled before."""
     traced = trace(model, examples.tensors, leaves=leaves)
     gm = traced.graph_module
     refuse_unhealthy(gm)
+    replay(gm, decisions or {})
     compare_with_model(model, gm, examples)
     steps = default_pipeline(settings) if pipeline is None else pipeline
     steps(gm, examples.few())
@@ -61,12 +81,7 @@ def compile(
     unknown = (*settings.unmatched_rules(known_layers(gm)), *interfaces)
     if unknown:
         raise ConfigError(unknown)
-    compiled = CompiledModel(gm, settings, examples, (*settings.notes, *traced.notes, *notes_of(gm)))
-    if calibration is not None:
-        compiled.calibrate(calibration)
-    elif examples.source == "examples":
-        compiled.calibrate([tuple(examples.tensors.values())], source="examples")
-    return compiled
+    return CompiledModel(gm, settings, examples, (*settings.notes, *traced.notes, *notes_of(gm)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,8 +15,9 @@ from torch.fx import GraphModule
 from pquant_fx.config import Config
 from pquant_fx.errors import InputError, LoweringError, Problem, TransferError
 from pquant_fx.example_inputs import ExampleInputs
+from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.graph.copies import adopt_tree, copy_graph_module
-from pquant_fx.graph.fusion import fused
+from pquant_fx.graph.fusion import fused, statistics_of
 from pquant_fx.graph.inputs import bind_inputs, input_problems, input_specs
 from pquant_fx.graph.rewriter import OWN
 from pquant_fx.graph.synchronisation import follow_synchronised
@@ -41,7 +43,7 @@ class CompiledModel(nn.Module):
     """
 
     graph_module: GraphModule
-    _running: tuple[str, GraphModule] | None
+    _running: tuple[str, list[tuple[ActivationStatistics, bool]], GraphModule] | None
 
     def __init__(self, gm: GraphModule, config: Config, examples: ExampleInputs, notes: tuple[Note, ...] = ()) -> None:
         super().__init__()
@@ -65,12 +67,13 @@ class CompiledModel(nn.Module):
 
     @property
     def _fast(self) -> GraphModule:
-        """The graph as it is run, made anew when a pass has edited it."""
+        """The graph as it is run, made anew when a pass has edited it, or statistics of activations are wanted or no longer."""
         code = self.graph_module.code
-        if self._running is None or self._running[0] is not code:
-            self.__dict__["_running"] = (code, fused(self.graph_module))
+        if self._running is None or self._running[0] is not code or any(s.is_collecting != was for s, was in self._running[1]):
+            watched = [(s, s.is_collecting) for s in statistics_of(self.graph_module)]
+            self.__dict__["_running"] = (code, watched, fused(self.graph_module))
         assert self._running is not None
-        return self._running[1]
+        return self._running[2]
 
     def train(self, mode: bool = True) -> CompiledModel:
         """As of any module. BatchNorm that became SyncBatchNorm since (`convert_sync_batchnorm`) is taken note of here."""
@@ -103,6 +106,11 @@ class CompiledModel(nn.Module):
     @property
     def input_names(self) -> tuple[str, ...]:
         return tuple(self._inputs)
+
+    @property
+    def example_inputs(self) -> ExampleInputs:
+        """What the model was compiled with; a loaded one has the first of them."""
+        return self._examples
 
     def calibrate(self, batches: Any, *, source: Source = "data") -> CompiledModel:
         """Set the formats of all calibrated quantizers from data; returns the model.
@@ -140,26 +148,43 @@ class CompiledModel(nn.Module):
         optimizer: torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer] | None = None,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         callbacks: Sequence[Callable[[EpochEnd], None]] = (),
+        checkpoint: str | PathLike[str] | None = None,
+        resume: bool = False,
     ) -> History:
         """Train for the epochs that the configuration names; returns one row per epoch, which `print` shows as a table.
 
         train, validation: a DataLoader, an iterable of (x, y), or a pair of tensors. loss: fn(output, target) -> 0-d tensor; default:
         cross entropy for integer targets, else mean squared error. optimizer: one over this model's parameters, or a function
         that makes one of them; default: Adam with `learning_rate`. metrics: name -> fn(outputs, targets) -> number, measured on
-        the validation data. callbacks: called with each epoch's row. More in `help(pquant_fx.train.fit.fit)`.
+        the validation data. callbacks: called with each epoch's row. checkpoint: a file that is written after each epoch;
+        with resume=True a training that was stopped goes on from it. More in `help(pquant_fx.train.fit.fit)`.
         Raises InputError (PQ409) for other shapes or types, TrainingError: PQ410 data, PQ411 a loss that is not finite, PQ412 use.
 
         Example: model.fit((x, y), validation=(x_test, y_test))
         """
         from pquant_fx.train.fit import fit
 
-        return fit(self, train, validation, loss=loss, optimizer=optimizer, metrics=metrics, callbacks=callbacks)
+        return fit(
+            self,
+            train,
+            validation,
+            loss=loss,
+            optimizer=optimizer,
+            metrics=metrics,
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+            resume=resume,
+        )
 
-    def freeze(self) -> FrozenModel:
-        """The network as constants and exact types, a new object. Raises LoweringError with everything that has no exact meaning."""
+    def freeze(self, remove_dead_channels: bool = True) -> FrozenModel:
+        """The network as constants and exact types, a new object. Raises LoweringError with everything that has no exact meaning.
+
+        remove_dead_channels: let channels that are zero for every input leave the network, with the weights that read them; no
+        result changes. `frozen.removed` tells what went. False keeps every layer's shape.
+        """
         from pquant_fx.frozen import freeze
 
-        return freeze(self)
+        return freeze(self, remove_dead_channels)
 
     # ---- looking at it
     def text(self) -> str:
@@ -170,7 +195,8 @@ class CompiledModel(nn.Module):
         return text(self.graph_module, format_texts(self.graph_module, analyse(self.graph_module)))
 
     def ebops(self) -> Ebops:
-        """Exact effective bit operations of one sample, in total and node by node, as the frozen network will have them.
+        """Exact effective bit operations of one sample, in total and node by node, as the frozen network will have them; channels that
+        freezing would remove count.
 
         Signs count as `ebops_sign` says, streamed layers by their `n_parallel`. Raises LoweringError for what has no exact format.
         """
@@ -179,7 +205,7 @@ class CompiledModel(nn.Module):
 
         if any(isinstance(m, Tabulated) for m in self.graph_module.modules()):
             with suppress(LoweringError):  # not ready to be frozen: counted as it stands
-                return self.freeze().ebops()  # what follows from a table is known once it is one
+                return self.freeze(remove_dead_channels=False).ebops()  # what follows from a table is known once it is one
         return exact_ebops(self.graph_module, **self._counting())
 
     def ebops_plan(self) -> EbopsPlan:

@@ -20,6 +20,7 @@ from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
 from pquant_fx.graph.format_text import format_texts
 from pquant_fx.graph.info import place
 from pquant_fx.graph.inputs import bind_inputs, input_problems, not_finite
+from pquant_fx.graph.removed_channels import removed_channels
 from pquant_fx.graph.support import unsupported
 from pquant_fx.graph.text import text
 from pquant_fx.graph.values import output_of
@@ -30,6 +31,7 @@ from pquant_fx.quantize.protocols import Observable
 
 if TYPE_CHECKING:
     from pquant_fx.estimate import Ebops
+    from pquant_fx.estimate.zeros import Zeros
     from pquant_fx.lower.hls4ml.project import HlsProject
     from pquant_fx.lower.verify import VerifyReport
 
@@ -38,9 +40,10 @@ __all__ = ["FrozenModel", "freeze"]
 TARGETS = ("integer", "onnx", "qonnx", "hls4ml")
 
 
-def freeze(compiled: CompiledModel) -> FrozenModel:
+def freeze(compiled: CompiledModel, remove_dead_channels: bool = True) -> FrozenModel:
     """Bake parameters into constants, give every value its exact type, refuse what has none; `compiled` is not changed.
 
+    remove_dead_channels: let what is zero for every input leave the network, which changes no result (see `FrozenModel.removed`).
     Raises LoweringError: PQ307 when formats rest on a bare shape, PQ305 for NaN in a parameter, PQ2xx and PQ303 with every
     node that has no exact fixed-point meaning.
     """
@@ -50,7 +53,8 @@ def freeze(compiled: CompiledModel) -> FrozenModel:
         module.eval()
     _refuse_nan(gm)
     try:
-        freezing_pipeline()(gm)
+        pipeline = freezing_pipeline()
+        (pipeline if remove_dead_channels else pipeline.remove("remove_dead_channels"))(gm)
     except LoweringError as error:  # some constants were refused: say what else stands in the way
         known = {(p.code, p.place.node) for p in error.problems}
         raise LoweringError([*error.problems, *(p for p in unsupported(gm) if (p.code, p.place.node) not in known)]) from error
@@ -92,6 +96,7 @@ class FrozenModel(nn.Module):
     """A network of integers times powers of two. Evaluation only: `train()` leaves it as it is.
 
     Every target computes the same bits: `forward` in torch, `integer`, and what `to_onnx`, `to_qonnx`, `to_hls4ml` write.
+    `removed` tells which channels were dead and are gone, and which dead ones had to stay (`print` it).
     """
 
     graph_module: GraphModule
@@ -101,6 +106,7 @@ class FrozenModel(nn.Module):
         self.config = compiled.config
         self.input_names = compiled.input_names
         self.formats = formats
+        self.removed = removed_channels(gm)
         self.dtype = compute_dtype(gm, self.formats)
         self._narrow = _narrow_outputs(gm, formats)
         self.graph_module = gm.to(self.dtype)
@@ -192,10 +198,21 @@ class FrozenModel(nn.Module):
         return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type)
 
     def ebops(self) -> Ebops:
-        """Exact effective bit operations of one sample, in total and node by node: those of the compiled model, see there."""
+        """Exact effective bit operations of one sample, in total and node by node: those of the compiled model, see there, without what
+        its dead channels counted.
+        """
         from pquant_fx.estimate import exact_ebops
 
         return exact_ebops(self.graph_module, self.formats, **self._counting)
+
+    def zeros(self, strategy: str = "latency", reuse_factor: int | Mapping[str, int] = 1) -> Zeros:
+        """How many weights are 0 and how many multipliers that saves, layer by layer; `.warnings` names layers where it saves none.
+
+        strategy: latency, resource or resource_unrolled; reuse_factor: for all layers, or by module path. Raises ConfigError.
+        """
+        from pquant_fx.estimate.zeros import zeros_of
+
+        return zeros_of(self.graph_module, strategy, reuse_factor)
 
     def text(self) -> str:
         """The graph, one node a line, with shapes, formats, module paths and source lines."""

@@ -59,8 +59,7 @@ def test_unknown_keys_come_together_with_suggestions() -> None:
         ({"inputs": {"x": {"shape": [0, 3]}}}, "PQ407", "shape", r"\w"),
         ({"quantization_parameters": {"hgq_beta": [[3, 1e-6]]}}, "PQ407", "hgq_beta", r"\[\["),
         ({"budget": {"ebops": 1000}}, "PQ407", "budget.ebops", "use_hgq"),
-        ({"training_parameters": {"rounds": 3}}, "PQ408", "rounds", r"\w"),
-        ({"pruning_parameters": {"enable_pruning": True, "pruning_method": "dst"}}, "PQ408", "dst", "magnitude"),
+        ({"pruning_parameters": {"enable_pruning": True, "pruning_method": "fitcompress"}}, "PQ408", "fitcompress", "magnitude"),
     ],
 )
 def test_values_that_can_not_be(config: Any, code: str, what: str, remedy: str) -> None:

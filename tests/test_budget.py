@@ -196,7 +196,7 @@ def test_beta_follows_the_law_of_its_docstring():
     budget = load_config({"preset": "hgq_budget", "budget": {"ebops": 100, "end_fraction": 0.5}}).budget
     terms = Terms()
     control = BudgetControl(terms, [], formats, budget, Plan(0, 10, 0, 1000), Loop(), beta=1e-4)
-    control(EpochStart("training", 0, 0))
+    control(EpochStart("training", 0, 0, 10))
     assert float(terms.beta) == pytest.approx(1e-4)
     integral = math.log(1e-4)
     for step in range(1, 50):

@@ -24,7 +24,9 @@ def problem(source: Any, **options: Any) -> Any:
 
 
 def test_shipped_presets() -> None:
-    assert names() == preset_names() == ("fixed8", "fixed_per_tensor", "fixed_per_weight", "float", "hgq", "hgq_budget")
+    dense = ("fixed8", "fixed_per_tensor", "fixed_per_weight", "float", "hgq", "hgq_budget")
+    pruned = ("activation_pruning", "autosparse", "cs", "dst", "mdmm", "pdp", "wanda")
+    assert names() == preset_names() == tuple(sorted(dense + pruned))
     assert not load("float").quantization_parameters.enable_quantization
     fixed = load("fixed8")
     assert (fixed.quantization_parameters.default_data_bits, fixed.quantization_parameters.default_weight_bits) == (8, 8)
@@ -229,7 +231,9 @@ configs = st.fixed_dictionaries(
             st.fixed_dictionaries({"default_weight_integer_bits": st.integers(-3, 3), "default_weight_fractional_bits": st.integers(4, 8)}),
             st.fixed_dictionaries({"hgq_beta": beta, "use_hgq": st.just(True), "ebops_sign": st.sampled_from(["hgq2", "always"])}),
         ),
-        "pruning_parameters": st.fixed_dictionaries({"sparsity": st.floats(0, 0.99), "scope": st.sampled_from(["layer", "global"])}),
+        "pruning_parameters": st.fixed_dictionaries(
+            {"pruning_method": st.just("magnitude"), "sparsity": st.floats(0, 0.99), "scope": st.sampled_from(["layer", "global"])}
+        ),
         "layers": st.dictionaries(st.text(min_size=1, max_size=10), rule, max_size=3),
         "inputs": st.dictionaries(
             st.text(max_size=5), st.fixed_dictionaries({"shape": st.lists(st.integers(1, 64), max_size=3)}), max_size=2

@@ -16,6 +16,7 @@ from pquant_fx.estimate import EbopsPlan
 from pquant_fx.estimate.surrogate import Surrogate
 from pquant_fx.graph.analysis import analyse
 from pquant_fx.graph.dialect import Quantizer, is_parameter_value
+from pquant_fx.prune.pruner import TRAINING
 from tests.ebops_graphs import RandomGraph
 from tests.frozen_graphs import FrozenNet
 from tests.models import MLP, ResidualDigits
@@ -150,6 +151,7 @@ def test_a_mask_takes_its_weights_out_of_the_count_and_out_of_the_gradient() -> 
     before = value(plan)
     keep = torch.rand_like(masks[0].mask) < 0.5
     masks[0].mask.copy_(keep)
+    masks[0].enter(TRAINING)
     after = plan()
     after.backward()
     quantizer = next(m for n, m in model.graph_module.named_modules() if n.endswith("0.weight_quantizer"))
@@ -161,7 +163,7 @@ def test_a_mask_takes_its_weights_out_of_the_count_and_out_of_the_gradient() -> 
 class Silent(pq.Mask):
     """A mask that says nothing about what it removes."""
 
-    def sparsity(self) -> Tensor:
+    def sparsity(self, weight: Tensor) -> Tensor:
         return torch.zeros(())
 
     def forward(self, weight: Tensor) -> Tensor:

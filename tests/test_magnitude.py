@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pquant_fx.config import MagnitudePruning
 from pquant_fx.errors import ConfigError, TrainingError
 from pquant_fx.formats import OVERFLOW_MODES, ROUNDING_MODES
-from pquant_fx.prune import MagnitudeMask, cubic_sparsity, update_globally
+from pquant_fx.prune import Layout, MagnitudeMask, Member, cubic_sparsity
+from pquant_fx.prune.pruner import TRAINING
 from pquant_fx.quantize.fixed_point import fixed_point
 
 
@@ -40,17 +43,24 @@ def test_schedule_refuses(wrong: dict[str, float]) -> None:
 
 
 # ---- masks
+def made(weight: Tensor, sparsity: float | None = None, layout: Layout | None = None, **options: Any) -> MagnitudeMask:
+    """A mask in training."""
+    mask = MagnitudeMask(weight, MagnitudePruning(**{"regrow": True, **options}), layout, sparsity)
+    mask.enter(TRAINING)
+    return mask
+
+
 def pruned(weight: Tensor, sparsity: float) -> list[float]:
-    mask = MagnitudeMask(weight)
+    mask = made(weight)
     mask.update(weight, sparsity)
     return mask.mask.flatten().tolist()
 
 
 def test_new_mask_keeps_everything() -> None:
     w = torch.randn(3, 4)
-    mask = MagnitudeMask(w)
+    mask = made(w)
     assert torch.equal(mask(w), w)
-    assert mask.sparsity().item() == 0.0
+    assert mask.sparsity(w).item() == 0.0
 
 
 @settings(max_examples=200, deadline=None)
@@ -68,18 +78,18 @@ def test_a_single_weight(sparsity: float, kept: list[float]) -> None:
 
 def test_pruned_weights_come_back() -> None:
     w = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    mask = MagnitudeMask(w)
+    mask = made(w)
     mask.update(w, 0.5)
     assert mask(w).tolist() == pytest.approx([0, 0, 0.3, 0.4])
     w[0] = 5.0
     mask.update(w, 0.5)
     assert mask.mask.tolist() == [1, 0, 0, 1]
-    assert mask.sparsity().item() == 0.5
+    assert mask.sparsity(w).item() == 0.5
 
 
 def test_update_in_place_keeps_the_buffer() -> None:
     w = torch.randn(4, 4)
-    mask = MagnitudeMask(w)
+    mask = made(w)
     before = mask.mask.data_ptr()
     mask.update(w, 0.5)
     assert mask.mask.data_ptr() == before
@@ -87,17 +97,18 @@ def test_update_in_place_keeps_the_buffer() -> None:
 
 def test_global_scope() -> None:
     a, b = torch.tensor([[0.1, 0.5]]), torch.tensor([0.2, 0.5, 0.9, 1.0])
-    masks = [MagnitudeMask(a), MagnitudeMask(b)]
-    update_globally(list(zip(masks, (a, b))), 0.5)
-    assert masks[0].mask.tolist() == [[0, 0]]  # the tie at 0.5 goes to the first weight
-    assert masks[1].mask.tolist() == [0, 1, 1, 1]
-    update_globally([], 0.5)
+    settings = MagnitudePruning(scope="global", sparsity=0.5)
+    members = [Member(MagnitudeMask(w, settings), w) for w in (a, b)]
+    MagnitudeMask.begin(members, 10)
+    MagnitudeMask.end(members)
+    assert members[0].mask.mask.tolist() == [[0, 0]]  # the tie at 0.5 goes to the first weight
+    assert members[1].mask.mask.tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.5, float("nan")])
 def test_impossible_sparsity(sparsity: float) -> None:
     w = torch.randn(3)
-    for attempt in (lambda: MagnitudeMask(w, target=sparsity), lambda: MagnitudeMask(w).update(w, sparsity)):
+    for attempt in (lambda: made(w, sparsity), lambda: made(w).update(w, sparsity)):
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert caught.value.code == "PQ407"
@@ -109,10 +120,10 @@ def test_impossible_sparsity(sparsity: float) -> None:
 )
 def test_gradient(regrow: bool, freeze: bool, expected: list[float]) -> None:
     w = torch.tensor([0.1, 0.5], requires_grad=True)
-    mask = MagnitudeMask(w, regrow=regrow)
+    mask = made(w, regrow=regrow)
     mask.update(w, 0.5)
     if freeze:
-        mask.freeze()
+        mask.fix_(w)
     (mask(w) * torch.tensor([2.0, 3.0])).sum().backward()
     assert w.grad is not None
     assert w.grad.tolist() == expected
@@ -121,19 +132,19 @@ def test_gradient(regrow: bool, freeze: bool, expected: list[float]) -> None:
 
 def test_frozen_masks_do_not_change() -> None:
     w = torch.randn(8)
-    mask = MagnitudeMask(w)
-    mask.freeze()
+    mask = made(w)
+    mask.fix_(w)
     with pytest.raises(TrainingError) as caught:
         mask.update(w, 0.5)
     assert caught.value.code == "PQ412"
-    assert mask.sparsity().item() == 0.0
+    assert mask.sparsity(w).item() == 0.0
 
 
 def test_reapply_clears_what_momentum_and_decay_move() -> None:
     w = torch.nn.Parameter(torch.tensor([0.1, 0.5]))
-    mask = MagnitudeMask(w)
+    mask = made(w)
     mask.update(w, 0.5)
-    mask.freeze()
+    mask.fix_(w)
     optimizer = torch.optim.Adam([w], lr=0.1, weight_decay=0.1)
     w.sum().backward()
     optimizer.step()
@@ -147,22 +158,22 @@ def test_reapply_clears_what_momentum_and_decay_move() -> None:
 # ---- state
 def test_copies_and_states() -> None:
     w = torch.randn(4, 4)
-    mask = MagnitudeMask(w, target=0.7, regrow=False)
+    mask = made(w, 0.7, regrow=False)
     mask.update(w, 0.5)
-    mask.freeze()
-    other = MagnitudeMask(torch.zeros(4, 4))
+    mask.fix_(w)
+    other = made(torch.zeros(4, 4), 0.7, regrow=False)
     other.load_state_dict(mask.state_dict(), strict=True)
-    assert other.is_frozen
+    assert other.is_fixed
     for same in (other, copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
         assert torch.equal(same(w), mask(w))
     assert mask.double()(w.double()).dtype == torch.float64
-    assert "50.00%" in repr(mask)
+    assert "magnitude, fixed" in repr(mask)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own, for every autograd.Function
 def test_one_graph_under_torch_compile_also_after_an_update() -> None:
     w = torch.randn(6, 6)
-    mask = MagnitudeMask(w)
+    mask = made(w)
     fast = torch.compile(mask, fullgraph=True, backend="aot_eager")
     for sparsity in (0.2, 0.6):
         mask.update(w, sparsity)
@@ -183,6 +194,6 @@ def test_one_graph_under_torch_compile_also_after_an_update() -> None:
 )
 def test_masks_commute_with_quantization(numbers: list[float], sparsity: float, rounding: str, overflow: str) -> None:
     w = torch.tensor(numbers)
-    mask = MagnitudeMask(w)
+    mask = made(w)
     mask.update(w, sparsity)
     assert torch.equal(fixed_point(mask(w), 1, 2, 3, rounding, overflow), mask(fixed_point(w, 1, 2, 3, rounding, overflow)))

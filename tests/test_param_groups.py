@@ -23,7 +23,7 @@ class Sloped(pq.Mask):
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         return w * torch.sigmoid(w.abs() - self.threshold)
 
-    def sparsity(self) -> torch.Tensor:
+    def sparsity(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.zeros(())
 
 

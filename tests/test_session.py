@@ -87,8 +87,9 @@ def test_the_asked_sparsity_is_reached_exactly_in_every_layer(sparsity):
     own_loop(model, 6, digits_like(SAMPLES), log)
     assert len(masks(model)) == 4
     for mask, layer in zip(masks(model), (0, 2, 4, 6)):
-        count = model.state_dict()[f"{layer}.weight"].numel()
-        assert float(mask.sparsity()) == pytest.approx(round(sparsity * count) / count, abs=1e-7)
+        weight = model.state_dict()[f"{layer}.weight"]
+        count = weight.numel()
+        assert float(mask.sparsity(weight)) == pytest.approx(round(sparsity * count) / count, abs=1e-7)
     total = sum(model.state_dict()[f"{n}.weight"].numel() for n in (0, 2, 4, 6))
     zeros = sum(round(sparsity * model.state_dict()[f"{n}.weight"].numel()) for n in (0, 2, 4, 6))
     assert log[-1]["sparsity"] == pytest.approx(zeros / total, abs=1e-6)
@@ -118,7 +119,7 @@ def test_pruned_weights_are_zero_and_stay_zero_in_fine_tuning():
 def test_the_sparsity_is_reached_however_short_the_training_is(epochs):
     model = compiled(config(0.5, pretraining=1, epochs=epochs, fine_tuning=1))
     own_loop(model, 2 + epochs, digits_like(SAMPLES))
-    assert all(float(m.sparsity()) == pytest.approx(0.5, abs=0.01) for m in masks(model))
+    assert all(float((m.mask == 0).float().mean()) == pytest.approx(0.5, abs=0.01) for m in masks(model))
 
 
 def test_a_second_training_does_not_bring_pruned_weights_back():
@@ -145,7 +146,7 @@ def test_masks_act_before_batchnorm_scales_and_are_exact_there_too():
     model = pq.compile(ConvBN(), config(0.5), x[:64])
     model.fit((x, y))
     frozen = model.freeze()
-    assert all(float(m.sparsity()) == pytest.approx(0.5, abs=0.03) for m in masks(model))
+    assert all(float((m.mask == 0).float().mean()) == pytest.approx(0.5, abs=0.03) for m in masks(model))
     assert torch.equal(frozen(x), model.eval()(x))
 
 
@@ -190,7 +191,7 @@ def test_an_epoch_begins_before_its_first_loss_and_a_stage_before_its_first_epoc
     for stage in STAGES:
         assert StageStart(stage, 1, 1) in seen or s.epoch == 0
         assert float(s.loss()) == 0
-        assert seen[-2:] == [StageStart(stage, 1, 1), EpochStart(stage, 0, 0)]
+        assert seen[-2:] == [StageStart(stage, 1, 1), EpochStart(stage, 0, 0, 1)]
         s.step()
         assert seen[-1] == StepEnd(stage, 0, 1, 1, last=True)
         s.epoch_end()
@@ -218,11 +219,6 @@ def test_losses_and_measurements_of_all_methods_come_together():
     s.step()
     assert s.epoch_end() == {"sparsity": 0.0, "ebops": 100.0, "beta": 1e-5}
     assert Session(Bare(), Plan(0, 1, 0, 1), listeners=[Method(None)]).extra_loss() is None
-
-
-def test_rounds_cover_the_training_stage_evenly():
-    plan = Plan(0, 7, 0, 1, rounds=3)
-    assert [plan.round_at("training", e) for e in range(7)] == [0, 0, 0, 1, 1, 2, 2]
 
 
 # ---- misuse

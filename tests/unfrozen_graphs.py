@@ -28,7 +28,7 @@ class SmallMask(Mask):
     def forward(self, w: Tensor) -> Tensor:
         return w * (w.abs() >= self.threshold)
 
-    def sparsity(self) -> Tensor:
+    def sparsity(self, weight: Tensor) -> Tensor:
         return 1 - self.kept
 
 

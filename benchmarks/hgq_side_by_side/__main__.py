@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hgq_side_by_side.plan import plan
+from benchmarks.hgq_side_by_side.protocol import MEASURED
 from benchmarks.hgq_side_by_side.report import read, report
 
-MEASURED = ("accuracy", "ebops", "wall_s", "cpu_s")
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 HIDDEN = (64, 32, 32)
 BATCH = 512
 PEAK_RATE = 4e-3
+MEASURED = ("accuracy", "ebops", "own_ebops", "wall_s", "cpu_s")
+"""What a run answers; all else in its line was asked for."""
 
 Array = NDArray[Any]
 
@@ -60,17 +62,18 @@ def stored_bits(k: Array, i: Array, f: Array, elements: int) -> Array:
     return np.broadcast_to(np.where(b > 0, b + k, 0).reshape(-1), (elements,)) if np.ndim(b) else np.full(elements, max(b + k, 0))
 
 
-def serve(train: Callable[[Task, dict[str, Any]], dict[str, Any]]) -> None:
+def serve(train: Callable[[Task, dict[str, Any]], dict[str, Any]], task: Callable[[str, str], Task] = Task) -> None:
     """Run every specification (one JSON object a line on stdin) and answer with one line each; argv[1] is the data folder.
 
-    A specification has dataset, seed, epochs, beta and the runner's own keys. `train` returns accuracy and ebops at least.
+    A specification has dataset, seed and the runner's own keys; `task` makes the data set of that name, `train` returns what was
+    measured.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the tool prints goes to stderr
     for line in sys.stdin:
         spec = json.loads(line)
         start, used = time.perf_counter(), time.process_time()
-        result = train(Task(sys.argv[1], spec["dataset"]), spec)
+        result = train(task(sys.argv[1], spec["dataset"]), spec)
         took = {"wall_s": round(time.perf_counter() - start, 2), "cpu_s": round(time.process_time() - used, 2)}
         answers.write(json.dumps({**spec, **result, **took}) + "\n")
         answers.flush()

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.hgq_side_by_side.protocol import MEASURED
+
 GRID = (1000, 2000, 3000, 5000, 7000, 10000)
-PER_RUN = ("seed", "accuracy", "ebops", "wall_s", "cpu_s")
 
 Point = tuple[float, float]
 
@@ -24,7 +25,7 @@ def settings(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a setting (all that is equal but the seed): mean EBOPs and accuracy, spread, seconds, number of seeds."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        groups[json.dumps({k: v for k, v in run.items() if k not in PER_RUN}, sort_keys=True)].append(run)
+        groups[json.dumps({k: v for k, v in run.items() if k not in ("seed", *MEASURED)}, sort_keys=True)].append(run)
     rows = []
     for key, members in groups.items():
         means = {k: float(np.mean([m[k] for m in members])) for k in ("accuracy", "ebops", "wall_s", "cpu_s")}

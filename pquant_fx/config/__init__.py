@@ -6,7 +6,20 @@ from pquant_fx.config.kinds import DataGranularity, DataQuantizer, EbopsSign, Gr
 from pquant_fx.config.layer_settings import LayerSettings
 from pquant_fx.config.layer_specific import DataPlace, LayerSpecific, StaticFormat
 from pquant_fx.config.loading import ConfigLike, load_config, preset_names
-from pquant_fx.config.pruning import MagnitudePruning, PruningParameters
+from pquant_fx.config.pruning import (
+    METHODS,
+    ActivationPruning,
+    AutoSparsePruning,
+    CSPruning,
+    DSTPruning,
+    MagnitudePruning,
+    MDMMPruning,
+    PDPPruning,
+    PruningParameters,
+    PruningSection,
+    WandaPruning,
+)
+from pquant_fx.config.pruning_section import ThresholdType
 from pquant_fx.config.quantization import QuantizationParameters
 from pquant_fx.config.root import Config, InterfaceFormat
 from pquant_fx.config.rules import LayerRule
@@ -14,13 +27,18 @@ from pquant_fx.config.search import FITCompressParameters, HPOParameters
 from pquant_fx.config.training import TrainingParameters
 
 __all__ = [
+    "METHODS",
+    "ActivationPruning",
+    "AutoSparsePruning",
     "Beta",
     "BetaController",
     "BetaPoint",
     "Budget",
+    "CSPruning",
     "Calibration",
     "Config",
     "ConfigLike",
+    "DSTPruning",
     "DataGranularity",
     "DataPlace",
     "DataQuantizer",
@@ -35,13 +53,18 @@ __all__ = [
     "LayerRule",
     "LayerSettings",
     "LayerSpecific",
+    "MDMMPruning",
     "MagnitudePruning",
     "OutputSettings",
+    "PDPPruning",
     "PruningParameters",
+    "PruningSection",
     "QuantizationParameters",
     "StaticFormat",
     "Target",
+    "ThresholdType",
     "TrainingParameters",
+    "WandaPruning",
     "WeightQuantizer",
     "WeightRange",
     "load_config",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pquant_fx.config.kinds import DataGranularity, DataQuantizer, Granularity, WeightQuantizer, WeightRange
+from pquant_fx.config.pruning_section import PruningSection
 from pquant_fx.config.section import wrapping_problems
 from pquant_fx.errors import ConfigError, Problem
 from pquant_fx.formats import FixedFormat, OverflowMode, RoundingMode
@@ -20,7 +21,7 @@ class LayerSettings:
     follows the weights or is learned, per `granularity` group. data_format: likewise of the value that the place produces; None when the
     format of width `data_bits` is calibrated. Beside a static format the width is that of the format. bias_format: None for
     the accumulator's grid. quantize: False when neither weights nor result are quantized. prune: whether the weights get a
-    mask; sparsity: the place's own goal, None for the method's.
+    mask; sparsity: the place's own goal, None for the method's; pruning: the method.
 
     weight_quantizer, data_quantizer: how a format comes about where none is given (`hgq`: bits are learned, from the width
     given). granularity and data_granularity: who shares a format; see `data_granularity_for`. weight_range: what the range of
@@ -44,6 +45,7 @@ class LayerSettings:
     quantize: bool = True
     prune: bool = False
     sparsity: float | None = None
+    pruning: PruningSection | None = None
     weight_quantizer: WeightQuantizer = "dynamic"
     data_quantizer: DataQuantizer = "calibrated"
     data_granularity: DataGranularity | None = None

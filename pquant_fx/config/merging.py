@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pquant_fx.config.layer_specific import LayerSpecific
-from pquant_fx.config.pruning import METHODS, MagnitudePruning
 from pquant_fx.config.rules import LayerRule
 
 __all__ = ["merged", "nested"]
@@ -35,7 +34,7 @@ _LAYER: Rivals = (
     *(pair for what in ("data", "weight", "input") for pair in _each_other((f"{what}_bits",), (f"{what}_format",))),
     *(pair for what in ("data", "weight") for pair in _each_other((f"{what}_quantizer",), (f"{what}_format",))),
 )
-_COMMON = frozenset(MagnitudePruning.model_fields) & frozenset(METHODS["cs"].model_fields)
+_ANY_METHODS = ("disable_pruning_for_layers", "enable_pruning")  # threshold_decay: a number of one method says nothing in another
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def _same_method(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str,
     method = over.get("pruning_method")
     if method is None or method == below.get("pruning_method", "magnitude"):
         return dict(below)
-    return {key: value for key, value in below.items() if key in _COMMON - {"pruning_method"}}
+    return {key: value for key, value in below.items() if key in _ANY_METHODS}
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

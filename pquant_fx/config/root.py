@@ -142,6 +142,7 @@ class Config(Section):
             granularity=q.granularity,
             quantize=q.enable_quantization,
             prune=self.pruning_parameters.enable_pruning,
+            pruning=self.pruning_parameters if self.pruning_parameters.enable_pruning else None,
             weight_quantizer=q.weight_kind,
             data_quantizer=q.data_kind,
             data_granularity=q.data_granularity,

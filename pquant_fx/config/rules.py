@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pquant_fx.config.kinds import DataGranularity, DataQuantizer, Granularity, WeightQuantizer, WeightRange
 from pquant_fx.config.layer_specific import DataPlace, LayerSpecific
+from pquant_fx.config.pruning import PruningParameters
 from pquant_fx.config.section import (
     Bits,
     Finding,
@@ -29,6 +30,10 @@ Update = Mapping[str, Any]
 """Fields of `LayerSettings` that a rule sets."""
 
 
+_SWITCHED = (("prune", "sparsity"), ("prune", "pruning"), ("quantize_input", "input_bits"), ("quantize_input", "input_format"))
+"""Switches that, turned off, contradict a key."""
+
+
 class LayerRule(Section):
     """Settings for the places that a pattern matches, the fields of `LayerSettings`; what is left out stays as it was."""
 
@@ -45,6 +50,7 @@ class LayerRule(Section):
     quantize: bool | None = None
     prune: bool | None = None
     sparsity: Annotated[Fraction, Field(lt=1)] | None = None
+    pruning: PruningParameters | None = None
     weight_quantizer: WeightQuantizer | None = None
     data_quantizer: DataQuantizer | None = None
     data_granularity: DataGranularity | None = None
@@ -64,7 +70,7 @@ class LayerRule(Section):
             rounding, overflow = getattr(self, f"{what}_rounding"), getattr(self, f"{what}_overflow")
             if rounding is not None and overflow is not None:
                 found += wrapping_problems(rounding, overflow, f"{what}_overflow")
-        for switch, key in (("prune", "sparsity"), ("quantize_input", "input_bits"), ("quantize_input", "input_format")):
+        for switch, key in _SWITCHED:
             if getattr(self, switch) is False and getattr(self, key) is not None:
                 found.append(("PQ407", key, f"is given together with {switch}: false", "keep one of the two"))
         if found:
@@ -100,8 +106,10 @@ class LayerRule(Section):
                 made[f"{what}_format"] = None
         if self.bias_format is not None:
             made["bias_format"] = FixedFormat.parse(self.bias_format)[0]
-        if self.sparsity is not None:
+        if self.sparsity is not None or self.pruning is not None:
             made["prune"] = True
+        if self.pruning is not None and self.sparsity is None:
+            made["sparsity"] = None  # a goal given by an earlier rule belongs to another method
         return made
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,20 +25,23 @@ from pquant_fx.graph.dialect import Mask, Quantizer, attribute_at
 __all__ = ["Surrogate"]
 
 
+Kept = Callable[[], Tensor | None]
+
+
 class _Quantized(NamedTuple):
-    """A quantizer and what is counted of it. mask: of the weight that it rounds; rank: of the value."""
+    """A quantizer and what is counted of it. kept: which weights a mask behind it keeps today; rank: of the value."""
 
     node: Node
     quantizer: Quantizer
     signed: bool
-    mask: Mask | None
+    kept: Kept | None
     rank: int
 
     def bits(self, magnitude: Tensor, sign: Tensor | None) -> Bits:
         if magnitude.dim() != self.rank or magnitude.dtype != torch.float32:
             magnitude = aligned(magnitude.float(), self.rank)
             sign = None if sign is None else aligned(sign.float(), self.rank)
-        kept = _kept(self.mask)
+        kept = _kept(self.kept)
         return Bits(magnitude, sign) if kept is None else Bits(magnitude * kept, None if sign is None else sign * kept)
 
 
@@ -45,8 +49,8 @@ def _learns(quantizer: Quantizer) -> bool:
     return bool(quantizer.bit_parameters) or next(quantizer.parameters(), None) is not None
 
 
-def _kept(mask: Mask | None) -> Tensor | None:
-    kept = None if mask is None else mask.keep()
+def _kept(ask: Kept | None) -> Tensor | None:
+    kept = None if ask is None else ask()
     return kept if kept is None else kept.float()
 
 
@@ -85,12 +89,12 @@ class Surrogate(Walk):
         return [(list(members), list(members.values())) for members in kinds.values()]
 
     # ---- quantizers
-    def _read(self, node: Node, quantizer: Quantizer, signed: bool, value: Tensor | None = None, mask: Mask | None = None) -> Bits:
-        """What the quantizer at `node` counts; value: the parameter that it rounds, mask: what acts on it before."""
-        quantized = _Quantized(node, quantizer, signed, mask, len(self.shape(node)))
+    def _read(self, node: Node, quantizer: Quantizer, signed: bool, value: Tensor | None = None, kept: Kept | None = None) -> Bits:
+        """What the quantizer at `node` counts; value: the parameter that it rounds, kept: what a mask leaves of it."""
+        quantized = _Quantized(node, quantizer, signed, kept, len(self.shape(node)))
         if not _learns(quantizer):
             found = self.keep(("bits", node), lambda: self._measured(quantized, value))
-            self.live = self.live or mask is not None
+            self.live = self.live or kept is not None
             return quantized.bits(*found)
         self.live = True
         self._learned[node] = quantized
@@ -135,13 +139,13 @@ class Surrogate(Walk):
         if not isinstance(quantizer, Quantizer):
             magnitude, exact = self._constant(node)
             return Bits(magnitude, exact.k if self.sign == "always" else None)
-        return self._read(node, quantizer, counts_sign(self.sign, quantizer), self._rounded_by(node), self._mask_behind(node))
+        return self._read(node, quantizer, counts_sign(self.sign, quantizer), self._rounded_by(node), self._kept_behind(node))
 
     def parameter_format(self, node: Node) -> Format:
         quantizer = self.modules.get(node)
         if not isinstance(quantizer, Quantizer):
             return self._constant(node)[1]
-        kept = _kept(self._mask_behind(node))
+        kept = _kept(self._kept_behind(node))
         self.live = self.live or kept is not None
         return Format.of(*self._format_of(node, quantizer, self._rounded_by(node)), kept)
 
@@ -167,17 +171,20 @@ class Surrogate(Walk):
             return isinstance(attribute_at(self.gm, str(node.target)), nn.Parameter)
         return any(self._is_trained(used) for used in node.all_input_nodes)
 
-    def _mask_behind(self, node: Node) -> Mask | None:
-        """The mask of a weight; scales between it and the quantizer keep zeros."""
+    def _kept_behind(self, node: Node) -> Kept | None:
+        """What the mask of a weight keeps; scales between it and the quantizer keep zeros."""
         source: Any = node.args[0]
         while isinstance(source, Node):
             module = self.modules.get(source)
             if isinstance(module, Mask):
-                return module
+                return partial(self._kept_by, module, str(source.all_input_nodes[0].target))
             if source.target is not operator.mul and not isinstance(module, Quantizer):
                 return None
             source = source.args[0]
         return None
+
+    def _kept_by(self, mask: Mask, weight: str) -> Tensor | None:
+        return mask.keep(attribute_at(self.gm, weight))
 
     # ---- sums
     def computed_bits(self, node: Node) -> Bits:

@@ -38,6 +38,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
 from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.graph.batch_correction import BatchCorrection, Pointwise
 from pquant_fx.graph.tables import TABLE_FUNCTIONS, Tabulated, lookup
 
@@ -115,7 +116,7 @@ OPS: dict[Callable[..., Any], Op] = {
     operator.getitem: Op("getitem", "grid", non_negative=None),
 }
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-IDENTITIES = (nn.Identity, *DROPOUTS, BatchCorrection)
+IDENTITIES = (nn.Identity, *DROPOUTS, BatchCorrection, ActivationStatistics)
 """Leaf modules that do nothing in evaluation."""
 
 
@@ -189,10 +190,10 @@ class Mask(nn.Module, ABC):
     """A weight-to-weight node: `forward(W)` returns the *effective* weight of W's shape, not a 0/1 tensor."""
 
     @abstractmethod
-    def sparsity(self) -> Tensor:
-        """Fraction of weights that the mask removes, a 0-d tensor."""
+    def sparsity(self, weight: Tensor) -> Tensor:
+        """Fraction of the latent `weight` that the mask removes, a 0-d tensor."""
 
-    def keep(self) -> Tensor | None:
+    def keep(self, weight: Tensor) -> Tensor | None:
         """1 where a weight is kept and 0 where it is removed, of W's shape and without synchronisation; None: nothing is known.
 
         EBOPs count no bits for removed weights, so that a resource term does not press on them.

@@ -4,7 +4,7 @@
     q(relu(correction(y) + shortcut))   what BatchCorrection gives is overwritten, and computed again for the gradient; with or
                                         without the ReLU and the join
 
-The graph that passes, reports and targets see stays as it is.
+Statistics that nobody collects are left out. The graph that passes, reports and targets see stays as it is.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
+from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.copies import adopt_tree
 from pquant_fx.graph.dialect import Quantizer, module_of
 
-__all__ = ["corrected", "fused", "rectified"]
+__all__ = ["corrected", "fused", "rectified", "statistics_of"]
 
 
 def fused(gm: GraphModule) -> GraphModule:
-    """A second GraphModule over the very tree of `gm` that computes the same in training and in evaluation."""
+    """A second GraphModule over the very tree of `gm` that computes the same in training and in evaluation, as long as no
+    `statistics_of` it begins or stops to collect."""
+    gm = _without_idle(gm)
     graph = Graph()
     values: dict[Node, Node] = {}
     found = {node: match for node in gm.graph.nodes if (match := _match(gm, node))}
@@ -44,6 +47,30 @@ def fused(gm: GraphModule) -> GraphModule:
         quantizer, correction = (graph.get_attr(str(n.target)) for n in (node, first))
         added = next((values[arg] for n in chain if n.target is operator.add for arg in n.all_input_nodes if arg is not first), None)
         values[node] = graph.call_function(corrected, (quantizer, correction, F.relu in called, added, *inputs))
+    made = GraphModule(gm, graph)
+    adopt_tree(made, gm)
+    made.training = gm.training
+    return made
+
+
+def statistics_of(gm: GraphModule) -> list[ActivationStatistics]:
+    """The nodes that measure activations, whether they collect now or not."""
+    found = [module_of(gm, n) for n in gm.graph.nodes if n.op == "call_module"]
+    return [m for m in found if isinstance(m, ActivationStatistics)]
+
+
+def _without_idle(gm: GraphModule) -> GraphModule:
+    """The same over the very tree of `gm`, without the nodes that hand on their input and do nothing else."""
+    if all(statistics.is_collecting for statistics in statistics_of(gm)):
+        return gm
+    graph = Graph()
+    values: dict[Node, Node] = {}
+    for node in gm.graph.nodes:
+        module, source = module_of(gm, node), node.args[0] if node.args else None
+        if isinstance(module, ActivationStatistics) and not module.is_collecting and isinstance(source, Node):
+            values[node] = values[source]
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
     made = GraphModule(gm, graph)
     adopt_tree(made, gm)
     made.training = gm.training

@@ -2,24 +2,30 @@
 
     s(t) = s_f + (s_i - s_f) (1 - (t - t0) / (t1 - t0))^3;    W_eff = m W, m = 0 for the round(s N) smallest |W|
 
-The mask follows the latent weights: with `regrow`, pruned ones keep receiving the gradient of W_eff (straight-through),
-so they come back when they grow. Ties go by index, so that every rank and every run decides alike. A 0/1 mask commutes
-with quantization, because q(0) = 0.
+Pruned weights keep their value and come back when others fall below them. With `regrow` they receive the gradient of W_eff
+too (straight-through) and `decay_pruned` times themselves (SR-STE, Zhou et al. 2021); without that pull an optimizer such
+as Adam moves them, without any effect on the loss, to where they displace useful ones.
+Structured: the outputs of smallest L2 norm go, with their biases. N:M: of every M inputs N stay; N falls from M.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from pquant_fx.errors import ConfigError, Problem, TrainingError
-from pquant_fx.graph.dialect import Mask
+from pquant_fx.config import MagnitudePruning
+from pquant_fx.errors import ConfigError, Problem
+from pquant_fx.graph.functions import applied
+from pquant_fx.prune.layout import Layout
+from pquant_fx.prune.pruner import Members, Pruner
+from pquant_fx.prune.selection import keep_largest, keep_largest_of_all, keep_pattern, keep_rows
 
-__all__ = ["MagnitudeMask", "cubic_sparsity", "update_globally"]
+__all__ = ["MagnitudeMask", "cubic_sparsity"]
+
+_LEAST_UPDATES = 10  # fewer jumps than this cost accuracy (Zhu & Gupta 2017 prune gradually)
 
 
 def cubic_sparsity(t: float, start: float, end: float, initial: float = 0.0, final: float = 0.8) -> float:
@@ -38,110 +44,134 @@ def cubic_sparsity(t: float, start: float, end: float, initial: float = 0.0, fin
     return final + (initial - final) * (1.0 - (t - start) / (end - start)) ** 3
 
 
-class MagnitudeMask(Mask):
-    """W -> W * mask, a 0/1 buffer of W's shape, all ones at first.
+class MagnitudeMask(Pruner):
+    """W -> W * mask, all ones at first. level: the sparsity that was last asked for; initial: the one from which this training starts."""
 
-    weight: the latent weight, for its shape, dtype and device only. target: the final sparsity of this weight, None to
-    take the schedule's. regrow: dense gradient dL/dW = dL/dW_eff; otherwise, and once `freeze` was called, masked ones get 0.
-    """
+    settings: MagnitudePruning
+    level: Tensor
+    initial: Tensor
 
-    mask: Tensor
-    fixed: Tensor
-
-    def __init__(self, weight: Tensor, target: float | None = None, regrow: bool = True) -> None:
-        super().__init__()
-        if target is not None:
-            _check(target)
-        self.target, self.regrow = target, regrow
-        self.register_buffer("mask", torch.ones_like(weight, requires_grad=False).detach())
-        self.register_buffer("fixed", torch.tensor(0))
-        self._fixed = False
+    def __init__(self, weight: Tensor, settings: MagnitudePruning, layout: Layout | None = None, sparsity: float | None = None) -> None:
+        super().__init__(weight, settings, layout, sparsity)
+        if sparsity is not None:
+            _check(sparsity)
+        self.register_buffer("level", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("initial", torch.zeros((), dtype=torch.float64))
 
     @property
-    def is_frozen(self) -> bool:
-        """Whether `freeze` was called; a Python mirror of the buffer `fixed`, so that forward needs no synchronisation."""
-        return self._fixed
+    def final(self) -> float:
+        """The sparsity that the schedule ends at; of N:M that of the pattern."""
+        if self.settings.granularity == "nm":
+            keep, size = self.settings.pattern
+            return 1.0 - keep / size
+        return self.settings.sparsity if self.target is None else self.target
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight, of the weight's shape."""
-        if self.regrow and not self._fixed:
-            dense: Tensor = _DenseMask.apply(weight, self.mask)  # type: ignore[no-untyped-call]
-            return dense
-        return weight * self.mask
+    def effective(self, weight: Tensor) -> Tensor:
+        if not self.settings.regrow:
+            return weight * self.mask
+        dense: Tensor = applied(_DenseMask, weight, self.mask, self.settings.decay_pruned)
+        return dense
 
-    def sparsity(self) -> Tensor:
-        """Fraction of weights that are masked, a 0-d tensor; 0 for an empty weight."""
-        return (self.mask == 0).float().mean() if self.mask.numel() else torch.zeros((), device=self.mask.device)
-
-    def keep(self) -> Tensor:
-        """The mask itself."""
+    def hard_mask(self, weight: Tensor) -> Tensor:
         return self.mask
 
+    def units(self, weight: Tensor) -> Tensor | None:
+        return self.layout.rows(self.mask)[:, 0, 0] if self.settings.granularity == "structured" else None
+
     def update(self, weight: Tensor, sparsity: float) -> None:
-        """Prune the round(sparsity * N) weights of least magnitude, of equal ones those of lower index.
+        """Prune this share of the weights (outputs, inputs of a group) of least magnitude, of equal ones those of lower index.
 
-        Raises ConfigError (PQ407) for a sparsity outside [0, 1], TrainingError (PQ412) once frozen.
+        Raises ConfigError (PQ407) for a sparsity outside [0, 1], TrainingError (PQ412) once fixed.
         """
-        update_globally([(self, weight)], sparsity)
-
-    def freeze(self) -> None:
-        """Keep the mask as it is from now on; masked weights receive no gradient any more."""
-        self.fixed.fill_(1)
-        self._fixed = True
-
-    def reapply_(self, weight: Tensor, optimizer: Optimizer | None = None) -> None:
-        """Zero the masked entries of `weight` itself, and of its optimizer state: momentum and decay move them otherwise."""
+        _check(sparsity)
+        self.check_free()
         with torch.no_grad():
-            weight.mul_(self.mask)
-            state = optimizer.state.get(weight, {}) if optimizer is not None else {}
-            for value in state.values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    value.mul_(self.mask)
+            self.mask.copy_(self._selected(weight.detach(), sparsity))
+            self.level.fill_(sparsity)
 
-    def extra_repr(self) -> str:
-        return f"sparsity {float(self.sparsity()):.2%}{', frozen' if self._fixed else ''}"
+    def _selected(self, weight: Tensor, sparsity: float) -> Tensor:
+        if self.settings.granularity == "unstructured":
+            return keep_largest(weight.abs(), round(sparsity * weight.numel()))
+        rows = self.layout.rows(weight)
+        if self.settings.granularity == "structured":
+            kept = keep_rows(rows, round(sparsity * len(rows)))
+        else:
+            keep, size = self.settings.pattern
+            kept = keep_pattern(rows.abs(), max(keep, math.ceil(size * (1 - sparsity) - 1e-9)), size)
+        return self.layout.restore(kept, weight.shape)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._fixed = bool(self.fixed)
+    # ---- hooks
+    @classmethod
+    def begin(cls, members: Members, steps: int) -> None:
+        super().begin(members, steps)
+        for group in _groups(members):
+            final = group[0].mask.final
+            now = 1 - float(sum(mask.mask.sum() for mask, _ in group) / sum(weight.numel() for _, weight in group))
+            initial = min(max(group[0].mask.settings.initial_sparsity, now), final)
+            for mask, _ in group:
+                mask.initial.fill_(initial)
+                mask.level.fill_(now)
+            _set(group, initial)
+
+    @classmethod
+    def step(cls, members: Members, step: int, steps: int) -> None:
+        """Masks change every `interval` steps, more often where that would be fewer than ten times, and for the last time where
+        the schedule ends."""
+        settings: MagnitudePruning = members[0].mask.settings
+        start, end = settings.start_fraction * steps, settings.end_fraction * steps
+        first, last = math.ceil(start), math.ceil(end)
+        interval = max(1, min(settings.interval, (last - first) // _LEAST_UPDATES))
+        if first <= step <= last and (step == last or (step - first) % interval == 0):
+            for group in _groups(members):
+                mask: MagnitudeMask = group[0].mask
+                _set(group, cubic_sparsity(step, start, end, float(mask.initial), mask.final))
+
+    @classmethod
+    def end(cls, members: Members) -> None:
+        for group in _groups(members):
+            _set(group, group[0].mask.final)
 
 
-def update_globally(pairs: Sequence[tuple[MagnitudeMask, Tensor]], sparsity: float) -> None:
-    """Prune the round(sparsity * N) smallest of all N weights of the masks together; ties by order of the pairs, then by index.
+def _groups(members: Members) -> list[Members]:
+    """Those that share a budget: all that have no goal of their own under `scope: global`, every other one alone. Fixed ones stay out."""
+    free = [m for m in members if not m.mask.is_fixed]
+    shared = [m for m in free if m.mask.target is None and m.mask.settings.scope == "global"]
+    return [*([m] for m in free if m not in shared), *([shared] if shared else [])]
 
-    pairs: each mask with its latent weight. Raises ConfigError (PQ407) for a sparsity outside [0, 1], TrainingError (PQ412)
-    when a mask is frozen.
-    """
-    _check(sparsity)
-    if any(mask.is_frozen for mask, _ in pairs):
-        raise TrainingError(Problem("PQ412", "a frozen mask was asked to change", "update masks before `freeze`"))
-    if not pairs:
+
+def _set(group: Members, level: float) -> None:
+    if all(float(mask.level) == level for mask, _ in group):
+        return
+    if len(group) == 1:
+        group[0].mask.update(group[0].weight, level)
         return
     with torch.no_grad():
-        sizes = [weight.numel() for _, weight in pairs]
-        magnitudes = torch.cat([weight.detach().abs().reshape(-1) for _, weight in pairs])
-        keep = torch.ones_like(magnitudes)
-        keep[magnitudes.argsort(stable=True)[: round(sparsity * len(magnitudes))]] = 0
-        for (mask, weight), part in zip(pairs, torch.split(keep, sizes)):
-            mask.mask.copy_(part.reshape(weight.shape))
+        for (mask, _), kept in zip(group, keep_largest_of_all([weight.detach().abs() for _, weight in group], level)):
+            mask.mask.copy_(kept)
+            mask.level.fill_(level)
 
 
 class _DenseMask(torch.autograd.Function):
-    """W * m with the gradient of W_eff passed on to every entry of W."""
+    """W * m with the gradient of W_eff passed on to every entry of W, plus decay * W where m = 0."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor, decay: float) -> Tensor:
         return weight * mask
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        return None
+        ctx.decay = inputs[2]
+        if ctx.decay:
+            ctx.save_for_backward(inputs[0], inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        if not ctx.decay:
+            return grad, None, None
+        weight, mask = ctx.saved_tensors
+        return grad + ctx.decay * (1 - mask) * weight, None, None
 
 
 def _check(sparsity: float) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.graph.functions import applied, summed
 from pquant_fx.quantize.grid import Grid
 
 __all__ = ["LN2", "Modes", "applied", "grad_all", "grad_x", "summed"]
@@ -61,19 +62,3 @@ def grad_all(grad: Tensor, x: Tensor, rounded: Tensor, k: Tensor, grid: Grid, mo
         # where no bits are left, the lower bound of a signed format is 0 as well, and its bits must regrow for x < 0 too
         by_step = summed(grad * side.clamp(min=-k * (grid.low == 0).to(k.dtype)), shape)
     return by_x, by_bounds * (grid.high + grid.step) * ln2, torch.addcmul(errors, by_step, grid.step) * ln2
-
-
-def applied(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply(*args)`, without the 50 us that it spends on the defaults of arguments where no transform is active."""
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
-        return function.apply(*args)  # type: ignore[no-untyped-call]
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
-
-
-def summed(x: Tensor, shape: torch.Size) -> Tensor:
-    """`x` summed to a shape that broadcasts to its own (`sum_to_size` runs in Python)."""
-    if x.shape == shape:
-        return x
-    extra = x.dim() - len(shape)
-    shared = [axis for axis in range(x.dim()) if axis < extra or (shape[axis - extra] == 1 and x.shape[axis] != 1)]
-    return x.sum(shared, keepdim=True).reshape(shape) if shared else x.reshape(shape)

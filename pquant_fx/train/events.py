@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "Listener",
     "Measures",
+    "RoundEnd",
     "Stage",
     "StageEnd",
     "StageStart",
@@ -42,22 +43,35 @@ class StageStart:
 
 @dataclass(frozen=True)
 class EpochStart:
-    """An epoch begins, told before its first step. epoch: 0-based inside the stage, `round` 0-based (always 0 outside training)."""
+    """An epoch begins, told before its first step. epoch: 0-based, of the `epochs` of its round; round: 0-based (0 outside training)."""
 
     stage: Stage
     round: int
     epoch: int
+    epochs: int
 
 
 @dataclass(frozen=True)
 class StepEnd:
-    """An optimizer step was made. step: steps made in this stage, this one included, of `steps` in all; `last` of its epoch."""
+    """An optimizer step was made. step: steps made in this stage, this one included, of `steps` in all; `last` of its epoch, which
+    is counted as in `EpochStart`.
+    """
 
     stage: Stage
     round: int
     step: int
     steps: int
     last: bool = False
+    epoch: int = 0
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """A round of the training stage is over, told after its last step; `last` of all."""
+
+    round: int
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class EpochEnd:
     beta: float | None = None
 
 
-Event = StageStart | EpochStart | StepEnd | StageEnd | EpochEnd
+Event = StageStart | EpochStart | StepEnd | RoundEnd | StageEnd | EpochEnd
 Listener = Callable[[Event], None]
 
 

@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 from torch.utils._pytree import tree_map
 
 from pquant_fx.errors import Problem, TrainingError
+from pquant_fx.train.checkpoint import FilePath
 from pquant_fx.train.compiled import Compiled, compiled_model
 from pquant_fx.train.data import Batch, Batches, batches_of, check_batch
 from pquant_fx.train.events import EpochEnd
@@ -22,6 +23,7 @@ from pquant_fx.train.loop import loop_around
 from pquant_fx.train.loss import Loss, Metric, default_loss, default_metrics
 from pquant_fx.train.plan import Plan
 from pquant_fx.train.progress import progress
+from pquant_fx.train.run_file import RunFile
 from pquant_fx.train.session import Session
 
 __all__ = ["Callback", "History", "MakeOptimizer", "Trainable", "fit"]
@@ -49,6 +51,8 @@ def fit(
     optimizer: Optimizer | MakeOptimizer | None = None,
     metrics: Mapping[str, Metric] | None = None,
     callbacks: Sequence[Callback] = (),
+    checkpoint: FilePath | None = None,
+    resume: bool = False,
 ) -> History:
     """Train the compiled `model` for the epochs that its configuration names; returns one row per epoch.
 
@@ -56,22 +60,31 @@ def fit(
     name. A pair stays on the model's device; the training pair is read in a new order each epoch, which follows
     torch.manual_seed, `batch_size` samples a batch. loss: fn(output, target) -> 0-d tensor; default: cross entropy for
     integer targets, else mean squared error. optimizer: one over this model's parameters, or a function that makes one of
-    them; default: Adam over `param_groups` with `learning_rate`, decaying to 0 along a half cosine over all steps. metrics: name ->
-    fn(outputs, targets) -> number, measured on the whole validation set in eval mode; default: accuracy for class numbers.
+    them; default: Adam over `param_groups` with `learning_rate`, decaying to 0 along a half cosine over all steps (of each
+    round). metrics: name -> fn(outputs, targets) -> number, measured on the whole validation set in eval mode; default:
+    accuracy for class numbers.
     callbacks: called with each epoch's `EpochEnd`.
+
+    checkpoint: a file, written whole after each epoch and its callbacks. With resume=True the same script goes on from it where
+    it exists, bit for bit on the CPU: data order, rates, random numbers, and callbacks that have `state_dict` and
+    `load_state_dict`. Workers of a DataLoader that persist between epochs, and ranks other than the first, keep random
+    numbers that no file holds.
 
     Formats come from the first `calibration.batches` batches unless the model was calibrated with data before. Ranges that
     wrap are traced over all training data after the last step.
-    Raises TrainingError: PQ409 shapes, PQ410 unusable data, PQ411 a loss that is not finite, PQ412 wrong use.
+    Raises TrainingError: PQ409 shapes, PQ410 unusable data, PQ411 a loss that is not finite (names the last good checkpoint),
+    PQ412 wrong use, a checkpoint that exists without `resume` among it; what `save` and `resume` raise.
     """
     if validation is None and metrics:
         remedy = "pass validation=(x, y) or a DataLoader, or measure in a callback"
         raise TrainingError(Problem("PQ412", "metrics are measured on validation data, and there is none", remedy))
+    file = RunFile(checkpoint, resume)
     run = _Run(model, train, validation, loss, optimizer, metrics)
-    run.calibrate()
+    if not file.found:
+        run.calibrate()
     mode = model.training
     try:
-        return run.train(callbacks)
+        return run.train(callbacks, file)
     finally:
         model.train(mode)
 
@@ -107,32 +120,37 @@ class _Run:
 
         trace_ranges(self.compiled.graph_module, (batch.inputs for batch in self.data.read(0)))
 
-    def train(self, callbacks: Sequence[Callback]) -> History:
+    def train(self, callbacks: Sequence[Callback], file: RunFile) -> History:
         rows: list[EpochEnd] = []
         if self.plan.steps == 0:
             return History()
-        session = Session(self.compiled, self.plan, loop=loop_around(self.model, self.retrace))
-        with session, progress("training", self.plan.steps) as advance:
-            while session.epoch < self.plan.epochs:
-                self.model.train()
-                mean = self._epoch(session, advance)
-                row = session.finish_epoch(mean, self._validate())
-                rows.append(row)
-                advance(0, describe(row))
-                for callback in callbacks:
-                    callback(row)
+        session = Session(self.compiled, self.plan, loop=loop_around(self.model, self.retrace, self.optimizer))
+        with progress("training", self.plan.steps) as advance:  # rich takes a random number when it is imported: before the file's
+            if file.found:
+                rows, self.data = file.restore(self.model, session, self.optimizer, self.data, self.validation, callbacks)
+            advance(session.epoch * self.plan.steps_per_epoch, "")
+            with session:
+                while session.epoch < self.plan.epochs:
+                    self.model.train()
+                    mean = self._epoch(session, advance, file)
+                    row = session.finish_epoch(mean, self._validate())
+                    rows.append(row)
+                    advance(0, describe(row))
+                    for callback in callbacks:
+                        callback(row)
+                    file.write(self.model, session, self.optimizer, self.data, self.validation, callbacks, rows)
         return History(tuple(rows))
 
-    def _epoch(self, session: Session, advance: Callable[[int, str], None]) -> float:
+    def _epoch(self, session: Session, advance: Callable[[int, str], None], file: RunFile) -> float:
         """All steps of one epoch; returns the mean loss per sample."""
-        meter = _LossMeter(session.epoch + 1)
+        meter = _LossMeter(session.epoch + 1, file.last_good())
         for step, batch in enumerate(self.data.read(session.epoch)):
             if step == self.plan.steps_per_epoch:
                 remedy = "let every epoch have the same number of batches"
                 what = f"epoch {session.epoch + 1} has more than the {step} batches that were counted at the start"
                 raise TrainingError(Problem("PQ410", what, remedy))
             if self.rates is not None:
-                self._set_rates(self.rates, session.epoch * self.plan.steps_per_epoch + step)
+                self._set_rates(self.rates, session.epoch, step)
             self._step(batch, session, meter)
             advance(1, "")
         if not meter.samples:
@@ -154,9 +172,11 @@ class _Run:
         session.step()
         meter.add(loss, batch.size)
 
-    def _set_rates(self, rates: Sequence[float], step: int) -> None:
+    def _set_rates(self, rates: Sequence[float], epoch: int, step: int) -> None:
+        first, after = self.plan.cycle_at(epoch)
+        done = ((epoch - first) * self.plan.steps_per_epoch + step) / ((after - first) * self.plan.steps_per_epoch)
         for group, rate in zip(self.optimizer.param_groups, rates):
-            group["lr"] = 0.5 * rate * (1 + math.cos(math.pi * step / self.plan.steps))
+            group["lr"] = 0.5 * rate * (1 + math.cos(math.pi * done))
 
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
@@ -176,8 +196,8 @@ class _Run:
 class _LossMeter:
     """Collects the losses of an epoch on the device and looks at them every few steps."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, epoch: int, last_good: str = "") -> None:
+        self.epoch, self._last_good = epoch, last_good
         self._waiting: list[Tensor] = []
         self._sizes: list[int] = []
         self._seen = 0
@@ -202,7 +222,7 @@ class _LossMeter:
             if not math.isfinite(value):
                 what = f"the loss is {value} in epoch {self.epoch}, step {self._seen}"
                 remedy = "lower learning_rate, or look for NaN, infinite or unscaled values in the data and in a loss of your own"
-                raise TrainingError(Problem("PQ411", what, remedy))
+                raise TrainingError(Problem("PQ411", what, remedy + self._last_good))
             self._sum += value * size
         self._waiting.clear()
         self._sizes.clear()

@@ -17,6 +17,7 @@ from pquant_fx.train.loop import Loop
 from pquant_fx.train.plan import Plan
 from pquant_fx.train.pruning import pruning_listeners
 from pquant_fx.train.resources import ResourceTerms
+from pquant_fx.train.rewind import Rewind
 
 __all__ = ["listeners_of"]
 
@@ -31,7 +32,8 @@ def listeners_of(model: Compiled, plan: Plan, loop: Loop) -> list[Listener]:
     gm, training = model.graph_module, model.config.training_parameters
     formats = LearnedFormats(gm, training.bits_freeze, training.fine_tune_formats)
     return [
-        *pruning_listeners(gm, model.config),
+        *pruning_listeners(gm, loop),
+        *([] if training.rewind == "never" else [Rewind(gm, training, loop)]),
         formats,
         StatisticsFreeze(gm, training.batchnorm_freeze, plan),
         *([] if loop.retrace is None else [RangeTrace(plan, loop.retrace)]),

@@ -34,6 +34,9 @@ class Plan:
         if problems:
             raise TrainingError(problems)
         training = epochs - pretraining - fine_tuning
+        if 0 < training < rounds:
+            what = f"{rounds} rounds do not fit into {training} epochs of training"
+            raise TrainingError(Problem("PQ412", what, "train longer, or lower rounds in training_parameters"))
         if training < 0 or (training == 0 and pretraining + fine_tuning == 0):
             what = f"{epochs} epochs are fewer than {pretraining} of pre-training and {fine_tuning} of fine-tuning"
             raise TrainingError(
@@ -75,3 +78,20 @@ class Plan:
     def round_at(self, stage: Stage, epoch: int) -> int:
         """The 0-based round of an epoch of the training stage; rounds differ by at most one epoch in length."""
         return epoch * self.rounds // self.training if stage == "training" else 0
+
+    def cycle_at(self, epoch: int) -> tuple[int, int]:
+        """First and one past the last of the epochs, of the whole training, over which a learning rate falls once: one cycle a round,
+        to the first of which pre-training belongs, to the last fine-tuning.
+        """
+        stage, inside = self.stage_at(epoch)
+        this = {"pretraining": 0, "fine_tuning": self.rounds - 1}.get(stage, self.round_at(stage, inside))
+        first, after = (self.pretraining - (-r * self.training // self.rounds) for r in (this, this + 1))
+        return 0 if this == 0 else first, self.epochs if this == self.rounds - 1 else after
+
+    def in_round(self, stage: Stage, epoch: int) -> tuple[int, int]:
+        """The 0-based number of an epoch of a stage inside its round, and how many epochs that round has."""
+        if stage != "training":
+            return epoch, self.epochs_of(stage)
+        this = self.round_at(stage, epoch)
+        first, after = (-(-r * self.training // self.rounds) for r in (this, this + 1))
+        return epoch - first, after - first

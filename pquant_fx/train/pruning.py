@@ -1,106 +1,107 @@
-"""Who tells the masks what to do and when: the cubic schedule in training, hard masks in fine-tuning."""
+"""Who tells the masks what to do and when: each method's schedule in training, hard masks in fine-tuning."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pquant_fx.config import Config, MagnitudePruning
 from pquant_fx.graph.dialect import Mask, attribute_at, module_of
-from pquant_fx.prune.magnitude import MagnitudeMask, cubic_sparsity, update_globally
-from pquant_fx.train.events import Event, Listener, StageEnd, StageStart, StepEnd
+from pquant_fx.graph.fusion import statistics_of
+from pquant_fx.prune import Member, Members, Pruner
+from pquant_fx.train.events import EpochEnd, EpochStart, Event, Listener, RoundEnd, StageEnd, StageStart, StepEnd
+from pquant_fx.train.loop import Loop
 
-__all__ = ["MagnitudeSchedule", "masks_of", "pruning_listeners", "sparsity"]
+__all__ = ["PruningStages", "masks_of", "pruning_listeners", "sparsity"]
 
-_LEAST_UPDATES = 10  # fewer jumps than this cost accuracy (Zhu & Gupta 2017 prune gradually)
+Group = tuple[type[Pruner], Sequence[tuple[Pruner, str]]]
 
 
-def pruning_listeners(gm: GraphModule, config: Config) -> list[Listener]:
+def pruning_listeners(gm: GraphModule, loop: Loop) -> list[Listener]:
     """The listeners that the masks in `gm` need; none for a network without masks, or with masks of somebody else's."""
-    settings = config.pruning_parameters
-    magnitude = [(mask, path) for mask, path in masks_of(gm) if isinstance(mask, MagnitudeMask)]
-    if not magnitude or not isinstance(settings, MagnitudePruning):
-        return []
-    return [MagnitudeSchedule(gm, magnitude, settings)]
+    pruners = [(mask, path) for mask, path in masks_of(gm) if isinstance(mask, Pruner)]
+    return [PruningStages(gm, pruners, loop)] if pruners else []
 
 
-@dataclass
-class _Group:
-    """Masks that share a budget, their final sparsity, and the one from which this training starts."""
+class PruningStages:
+    """Leads every pruning method through the stages: idle, training, fixed.
 
-    members: list[tuple[MagnitudeMask, str]]
-    final: float
-    initial: float = 0.0
-    now: float | None = None
-
-
-class MagnitudeSchedule:
-    """Moves the sparsity of magnitude masks along the cubic schedule of Zhu & Gupta 2017 over the steps of the training stage.
-
-    Masks change every `interval` steps, more often where that would be fewer than ten times, and for the last time where
-    the schedule ends, at exactly the final sparsity. In fine-tuning they are fixed and masked weights are held at zero.
-    A training that follows starts from the sparsity that is there, and leaves fixed masks as they are.
+    Masks with the same method and the same settings are told together. When fine-tuning begins, also one of 0 epochs, masks
+    are fixed and factors and shrinkage become part of the weights; from then on masked weights are held at zero, in the
+    optimizer's state too. A training that follows leaves fixed masks as they are.
     """
 
-    def __init__(self, gm: GraphModule, masks: Sequence[tuple[MagnitudeMask, str]], settings: MagnitudePruning) -> None:
-        self._gm = gm
-        self._masks = tuple(masks)
-        self._settings = settings
-        self._groups = _groups(masks, settings)
+    def __init__(self, gm: GraphModule, pruners: Sequence[tuple[Pruner, str]], loop: Loop) -> None:
+        self._gm, self._pruners, self._loop = gm, tuple(pruners), loop
+        found: dict[tuple[type[Pruner], object], list[tuple[Pruner, str]]] = {}
+        for mask, path in pruners:
+            found.setdefault((type(mask), mask.settings), []).append((mask, path))
+        self._groups: list[Group] = [(method, members) for (method, _), members in found.items()]
+        self._statistics = list(dict.fromkeys(statistics_of(gm)))
+        self._adds_loss = any(_adds(type(mask)) for mask, _ in pruners)
+        self._measures = any(type(mask).measured.__func__ is not Pruner.measured.__func__ for mask, _ in pruners)  # type: ignore[attr-defined]
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, StageStart) and event.stage == "training":
-            self._start()
-        elif isinstance(event, StepEnd) and event.stage == "training":
-            self._step(event.step, event.steps)
-        elif isinstance(event, StageEnd) and event.stage == "training":
-            for group in self._groups:
-                self._set(group, group.final)
-        elif isinstance(event, StageStart) and event.stage == "fine_tuning":
-            for mask, _ in self._masks:
-                mask.freeze()
-            self._reapply()
-        elif isinstance(event, StepEnd) and event.stage == "fine_tuning":
+        if isinstance(event, EpochEnd):
+            if event.loss is not None and event.stage != "fine_tuning" and self._measures:
+                self._tell(replace(event, loss=self._loop.agree(event.loss)))
+        elif isinstance(event, RoundEnd) or event.stage == "training":
+            self._tell(event)
+        elif event.stage == "fine_tuning" and isinstance(event, StageStart | StepEnd):
+            if isinstance(event, StageStart):
+                for mask, path in self._pruners:
+                    mask.fix_(_weight(self._gm, path))
             self._reapply()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"groups": [[group.initial, group.now] for group in self._groups]}
+    def loss(self) -> Tensor | None:
+        """What the methods add to the loss, in training only."""
+        if not self._adds_loss:
+            return None
+        found = []
+        for method, masks in self._groups:
+            members = [Member(mask, _weight(self._gm, path)) for mask, path in masks if mask.is_training]
+            if members and (term := method.loss(members)) is not None:
+                found.append(term)
+        return found[0] if len(found) == 1 else torch.stack(found).sum() if found else None
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for group, (initial, now) in zip(self._groups, state["groups"]):
-            group.initial, group.now = initial, now
-
-    def _start(self) -> None:
-        for group in self._groups:
-            group.now = _share(self._gm, group.members)
-            group.initial = min(max(self._settings.initial_sparsity, group.now), group.final)
-            self._set(group, group.initial)
-
-    def _step(self, step: int, steps: int) -> None:
-        start, end = self._settings.start_fraction * steps, self._settings.end_fraction * steps
-        first, last = math.ceil(start), math.ceil(end)
-        interval = max(1, min(self._settings.interval, (last - first) // _LEAST_UPDATES))
-        if not first <= step <= last or (step != last and (step - first) % interval):
-            return
-        for group in self._groups:
-            self._set(group, cubic_sparsity(step, start, end, group.initial, group.final))
-
-    def _set(self, group: _Group, level: float) -> None:
-        if level == group.now:
-            return
-        group.now = level
-        free = [(mask, _weight(self._gm, path)) for mask, path in group.members if not mask.is_frozen]
-        update_globally(free, level)
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, StepEnd):
+            for statistics in self._statistics:
+                if statistics.is_collecting:
+                    statistics.gather(self._loop.add_ranks)
+        for method, masks in self._groups:
+            members = [Member(mask, _weight(self._gm, path)) for mask, path in masks if not mask.is_fixed]
+            if members:
+                _hook(method, members, event)
 
     def _reapply(self) -> None:
-        for mask, path in self._masks:
-            mask.reapply_(_weight(self._gm, path))
+        for mask, path in self._pruners:
+            mask.reapply_(_weight(self._gm, path), self._loop.optimizer)
+
+
+def _hook(method: type[Pruner], members: Members, event: Event) -> None:
+    if isinstance(event, StageStart):
+        method.begin(members, event.steps)
+    elif isinstance(event, EpochStart):
+        method.begin_epoch(members, event.epoch, event.epochs)
+    elif isinstance(event, StepEnd):
+        method.step(members, event.step, event.steps)
+        if event.last:
+            method.end_epoch(members, event.epoch, event.epochs)
+    elif isinstance(event, RoundEnd):
+        method.end_round(members, event.last)
+    elif isinstance(event, StageEnd):
+        method.end(members)
+    elif isinstance(event, EpochEnd) and event.loss is not None:
+        method.measured(members, event.loss)
+
+
+def _adds(method: type[Pruner]) -> bool:
+    """Whether the method has anything to say about the loss."""
+    return method.penalty is not Pruner.penalty or method.loss.__func__ is not Pruner.loss.__func__  # type: ignore[attr-defined]
 
 
 def masks_of(gm: GraphModule) -> list[tuple[Mask, str]]:
@@ -115,22 +116,12 @@ def masks_of(gm: GraphModule) -> list[tuple[Mask, str]]:
 
 def sparsity(gm: GraphModule) -> float:
     """Fraction of all maskable weights that the masks remove; 0 when there is no mask."""
-    return _share(gm, masks_of(gm))
-
-
-def _groups(masks: Sequence[tuple[MagnitudeMask, str]], settings: MagnitudePruning) -> list[_Group]:
-    """One group a mask, or one for all masks without a target of their own when the scope is global."""
-    shared = [m for m in masks if m[0].target is None] if settings.scope == "global" else []
-    alone = [m for m in masks if m not in shared]
-    groups = [_Group([(mask, path)], settings.sparsity if mask.target is None else mask.target) for mask, path in alone]
-    return groups + ([_Group(shared, settings.sparsity)] if shared else [])
-
-
-def _share(gm: GraphModule, masks: Sequence[tuple[Mask, str]]) -> float:
+    masks = [(mask, _weight(gm, path).detach()) for mask, path in masks_of(gm)]
     if not masks:
         return 0.0
-    counts = torch.tensor([_weight(gm, path).numel() for _, path in masks], dtype=torch.float64)
-    removed = torch.stack([mask.sparsity().double().cpu() for mask, _ in masks])
+    counts = torch.tensor([weight.numel() for _, weight in masks], dtype=torch.float64)
+    with torch.no_grad():
+        removed = torch.stack([mask.sparsity(weight).double().cpu() for mask, weight in masks])
     return float((removed * counts).sum() / counts.sum())
 
 

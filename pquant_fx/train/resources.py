@@ -13,7 +13,7 @@ from pquant_fx.errors import LoweringError
 from pquant_fx.estimate import Ebops
 from pquant_fx.quantize import HGQQuantizer
 from pquant_fx.train.compiled import Compiled
-from pquant_fx.train.events import EpochStart, Event, StageStart, StepEnd
+from pquant_fx.train.events import EpochEnd, EpochStart, Event, StageStart, StepEnd
 from pquant_fx.train.learned import LearnedFormats
 from pquant_fx.train.loop import Loop
 
@@ -39,7 +39,8 @@ class ResourceTerms:
         self._on = False
         self._every, self._epochs, self._due = every, 0, True
         self._counted: Ebops | None = None
-        self._total = 0.0
+        self._total: float | None = None  # None: to be counted again
+        self._measured: dict[str, Tensor] | None = None  # the network as `refresh` saw it, while that can not be seen again
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StageStart):
@@ -47,9 +48,12 @@ class ResourceTerms:
         elif isinstance(event, EpochStart):
             if self._due:  # what has no gradient, in the surrogate, as often as the exact count
                 self._plan.refresh()
+                self._measured = {name: value.clone() for name, value in self._model.graph_module.state_dict().items()}
             self._due = (event.epoch + 1) % self._every == 0 or event.epoch + 1 == self._epochs
         elif isinstance(event, StepEnd):
-            self._counted = None
+            self.changed()
+        elif isinstance(event, EpochEnd) and self._due:
+            self._measured = None  # the next epoch begins with another measurement
 
     def loss(self) -> Tensor | None:
         """beta * EBOPs + gamma * sum of bits, a 0-d tensor; None while the terms are off."""
@@ -70,14 +74,21 @@ class ResourceTerms:
             return self._plan().detach()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"on": self._on, "epochs": self._epochs, "due": self._due}
+        return {"on": self._on, "epochs": self._epochs, "due": self._due, "total": self._total, "measured": self._measured}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._on, self._epochs, self._due = state["on"], state["epochs"], state["due"]
+        self._counted, self._total, self._measured = None, state["total"], state["measured"]
+        if self._measured is not None:
+            gm = self._model.graph_module
+            now = {name: value.clone() for name, value in gm.state_dict().items()}
+            gm.load_state_dict(self._measured)
+            self._plan.refresh()
+            gm.load_state_dict(now)
 
     def count(self) -> float:
         """Exact EBOPs of one sample, the same on all ranks, counted at most once between two steps."""
-        if self._counted is None:
+        if self._total is None:
             self._counted = self._model.ebops()
             self._total = self._agree(self._counted.total)
         return self._total
@@ -88,7 +99,7 @@ class ResourceTerms:
 
     def changed(self) -> None:
         """Bits were changed beside the optimizer: count again."""
-        self._counted = None
+        self._counted = self._total = None
 
     def measure(self) -> Mapping[str, float]:
         found = {"beta": float(self.beta)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pquant_fx.errors import PQuantWarning, Problem, TrainingError
 from pquant_fx.graph.synchronisation import follow_synchronised
@@ -24,6 +25,7 @@ from pquant_fx.train.events import (
     Event,
     Listener,
     Measures,
+    RoundEnd,
     StageEnd,
     StageStart,
     Stateful,
@@ -77,6 +79,11 @@ class Session:
             what = f"the session was closed after {self.epoch} of {self.plan.epochs} epochs: the schedules did not reach their ends"
             warnings.warn(PQuantWarning(what), stacklevel=2)
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps made in the running epoch."""
+        return self._steps
+
     def loss(self) -> Tensor:
         """Extra loss of the compression methods, a 0-d tensor on the model's device; 0 when no method asks for one."""
         extra = self.extra_loss()
@@ -101,7 +108,8 @@ class Session:
         stage, epoch = self.plan.stage_at(self.epoch)
         done = epoch * self.plan.steps_per_epoch + self._steps
         last = self._steps == self.plan.steps_per_epoch
-        self._tell(StepEnd(stage, self.plan.round_at(stage, epoch), done, self.plan.steps_of(stage), last))
+        this, inside = self.plan.round_at(stage, epoch), self.plan.in_round(stage, epoch)
+        self._tell(StepEnd(stage, this, done, self.plan.steps_of(stage), last, *inside))
 
     def epoch_end(self, loss: float | None = None, metrics: dict[str, float] | None = None) -> dict[str, float]:
         """Tell that an epoch is over; returns what is worth logging: `metrics`, `sparsity` (fraction of weights removed), and where
@@ -118,6 +126,9 @@ class Session:
             raise TrainingError(Problem("PQ412", f"epoch {self.epoch + 1} ended without a step", "call step() after each optimizer step"))
         stage, epoch = self.plan.stage_at(self.epoch)
         self.epoch, self._steps, self._in_epoch = self.epoch + 1, 0, False
+        this, (inside, epochs) = self.plan.round_at(stage, epoch), self.plan.in_round(stage, epoch)
+        if stage == "training" and inside + 1 == epochs:
+            self._tell(RoundEnd(this, this + 1 == self.plan.rounds))
         if epoch + 1 == self.plan.epochs_of(stage):
             self._end_stages(STAGES.index(stage) + 1)
         if self.epoch == self.plan.epochs:
@@ -129,7 +140,7 @@ class Session:
         row = EpochEnd(
             self.epoch,
             stage,
-            self.plan.round_at(stage, epoch),
+            this,
             loss,
             dict(metrics or {}),
             sparsity(self._gm),
@@ -138,8 +149,8 @@ class Session:
         )
         self._started = now
         self._tell(row)
-        if self.epoch < self.plan.epochs:  # so that the next stage begins before its first forward
-            self._begin_stages(STAGES.index(self.plan.stage_at(self.epoch)[0]) + 1)
+        if self.epoch < self.plan.epochs:  # before the first forward of the next epoch, which may use what changes
+            self._begin_epoch()
         return row
 
     # ---- checkpoints
@@ -166,7 +177,7 @@ class Session:
     # ---- the order of events
     def _open(self) -> None:
         if self._begun == 0:
-            self._begin_stages(STAGES.index(self.plan.stage_at(0)[0]) + 1)
+            self._begin_epoch()
 
     def _begin_epoch(self) -> None:
         if self._in_epoch:
@@ -174,7 +185,7 @@ class Session:
         self._in_epoch = True
         stage, epoch = self.plan.stage_at(self.epoch)
         self._begin_stages(STAGES.index(stage) + 1)
-        self._tell(EpochStart(stage, self.plan.round_at(stage, epoch), epoch))
+        self._tell(EpochStart(stage, self.plan.round_at(stage, epoch), *self.plan.in_round(stage, epoch)))
 
     def _begin_stages(self, count: int) -> None:
         """Begin the first `count` stages, ending those before them, also stages of 0 epochs."""
@@ -203,7 +214,7 @@ class Session:
         self._open()
 
 
-def session(model: nn.Module, epochs: int, steps_per_epoch: int) -> Session:
+def session(model: nn.Module, epochs: int, steps_per_epoch: int, optimizer: Optimizer | None = None) -> Session:
     """A session for a training loop of one's own, which gets two extra lines.
 
         with pq.session(model, epochs=20, steps_per_epoch=len(loader)) as s:
@@ -215,7 +226,8 @@ def session(model: nn.Module, epochs: int, steps_per_epoch: int) -> Session:
                 print(s.epoch_end())
 
     model: a compiled model, also inside DistributedDataParallel or torch.compile. epochs: of the whole training, of which
-    `pretraining_epochs` and `fine_tuning_epochs` come from the model's configuration. steps_per_epoch: optimizer steps.
+    `pretraining_epochs` and `fine_tuning_epochs` come from the model's configuration. steps_per_epoch: optimizer steps. optimizer:
+    lets the state of pruned weights go with them, and clears it where weights are rewound.
     Raises TrainingError (PQ412) when the model is not a compiled one or the numbers leave no training.
     """
     compiled = compiled_model(model)
@@ -227,4 +239,4 @@ def session(model: nn.Module, epochs: int, steps_per_epoch: int) -> Session:
         fine_tuning=settings.fine_tuning_epochs,
         rounds=settings.rounds,
     )
-    return Session(compiled, plan, loop=loop_around(model))
+    return Session(compiled, plan, loop=loop_around(model, optimizer=optimizer))
