@@ -1,4 +1,4 @@
-"""The tables of the specification (algorithms.md A.3 to A.5, A.8, A.12), number by number."""
+"""The tables of rounding and overflow modes, whole-quantizer vectors, bits from a range: number by number."""
 
 from __future__ import annotations
 
