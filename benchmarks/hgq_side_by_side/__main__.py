@@ -17,47 +17,13 @@ sweep may be stopped and taken up again. Weights 16-64-32-32-C, Adam 4e-3 with c
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks.hgq_side_by_side.plan import plan
 from benchmarks.hgq_side_by_side.protocol import MEASURED
-from benchmarks.hgq_side_by_side.report import read, report
-
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-}
-
-
-def asked(run: dict[str, Any]) -> str:
-    """What identifies a run: its specification without what was measured."""
-    return json.dumps({k: v for k, v in run.items() if k not in MEASURED}, sort_keys=True)
-
-
-def sweep(tool: str, python: str, data: str, results: Path, epochs: int | None, dataset: str | None) -> None:
-    """Send what is not yet in `results` to the tool's runner and append each answer as it comes."""
-    done = {asked(run) for run in read(results)} if results.exists() else set()
-    todo = [s for s in plan(tool) if asked(s) not in done and epochs in (None, s["epochs"]) and dataset in (None, s["dataset"])]
-    print(f"{tool}: {len(todo)} runs to make, {len(done)} in {results}")
-    command = [python, "-m", f"benchmarks.hgq_side_by_side.{tool}", data]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD}) as runner:
-        assert runner.stdin is not None
-        assert runner.stdout is not None
-        for spec in todo:
-            print(json.dumps(spec), file=runner.stdin, flush=True)
-            answer = runner.stdout.readline()
-            if not answer:
-                raise SystemExit(f"{tool}'s runner stopped at {spec}")
-            with results.open("a") as file:
-                file.write(answer)
-            print(answer, end="")
-        runner.stdin.close()
+from benchmarks.hgq_side_by_side.report import report
+from benchmarks.sweep import read, sweep
 
 
 def main() -> None:
@@ -75,7 +41,9 @@ def main() -> None:
         command.add_argument("--results", required=True, type=Path, help="JSON lines")
     options = parser.parse_args()
     if options.command == "run":
-        sweep(options.tool, options.python, options.data, options.results, options.epochs, options.dataset)
+        wanted = (s for s in plan(options.tool) if options.epochs in (None, s["epochs"]) and options.dataset in (None, s["dataset"]))
+        command = [options.python, "-m", f"benchmarks.hgq_side_by_side.{options.tool}", options.data]
+        sweep(command, wanted, options.results, MEASURED)
     else:
         report(read(options.results), options.plot)
 

@@ -17,10 +17,6 @@ GRID = (1000, 2000, 3000, 5000, 7000, 10000)
 Point = tuple[float, float]
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def settings(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a setting (all that is equal but the seed): mean EBOPs and accuracy, spread, seconds, number of seeds."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)

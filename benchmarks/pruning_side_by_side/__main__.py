@@ -14,52 +14,16 @@ skipped, so a sweep may be stopped and taken up again.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from benchmarks.hgq_side_by_side.__main__ import ONE_THREAD
 from benchmarks.pruning_side_by_side.plan import plan
 from benchmarks.pruning_side_by_side.report import report
 from benchmarks.pruning_side_by_side.tasks import write_digits
+from benchmarks.sweep import read, sweep
 
 MEASURED = ("accuracy", "sparsity", "wall_s", "cpu_s", "error")
-
-
-def asked(run: dict[str, Any]) -> str:
-    return json.dumps({k: v for k, v in run.items() if k not in MEASURED}, sort_keys=True)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def sweep(tool: str, python: str, data: Path, results: Path, method: str | None, dataset: str | None) -> None:
-    done = {asked(run) for run in read(results)}
-    todo = [s for s in plan(tool) if asked(s) not in done and method in (None, s["method"]) and dataset in (None, s["dataset"])]
-    print(f"{tool}: {len(todo)} runs to make, {len(done)} in {results}")
-    with tempfile.TemporaryDirectory() as folder:
-        write_digits(Path(folder) / "digits.npz")
-        (Path(folder) / "pendigits.npz").symlink_to((data / "pendigits.npz").resolve())
-        command = [python, "-m", f"benchmarks.pruning_side_by_side.{tool}", folder]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD}
-        ) as runner:
-            assert runner.stdin is not None
-            assert runner.stdout is not None
-            for spec in todo:
-                print(json.dumps(spec), file=runner.stdin, flush=True)
-                answer = runner.stdout.readline()
-                if not answer:
-                    raise SystemExit(f"{tool}'s runner stopped at {spec}")
-                with results.open("a") as file:
-                    file.write(answer)
-                print(answer, end="", flush=True)
-            runner.stdin.close()
 
 
 def main() -> None:
@@ -76,7 +40,12 @@ def main() -> None:
         command.add_argument("--results", required=True, type=Path, help="JSON lines")
     options = parser.parse_args()
     if options.command == "run":
-        sweep(options.tool, options.python, options.data, options.results, options.method, options.dataset)
+        wanted = (s for s in plan(options.tool) if options.method in (None, s["method"]) and options.dataset in (None, s["dataset"]))
+        with tempfile.TemporaryDirectory() as folder:
+            write_digits(Path(folder) / "digits.npz")
+            (Path(folder) / "pendigits.npz").symlink_to((options.data / "pendigits.npz").resolve())
+            command = [options.python, "-m", f"benchmarks.pruning_side_by_side.{options.tool}", folder]
+            sweep(command, wanted, options.results, MEASURED)
     else:
         report(read(options.results))
 
