@@ -34,7 +34,16 @@ STATIC = {
     },
     "layers": {"ReLU": {"data_format": "ufixed<8,2>"}},
 }
-OURS: dict[str, object] = {"ours, static 8 bits": STATIC, "ours, fixed8": "fixed8", "ours, hgq": "hgq"}
+DST = {
+    "pruning_parameters": {"pruning_method": "dst", "alpha": 1e-4},
+    "training_parameters": {"pretraining_epochs": 0, "fine_tuning_epochs": 0},
+}
+OURS: dict[str, object] = {
+    "ours, static 8 bits": STATIC,
+    "ours, static 8 bits, DST": STATIC | DST,
+    "ours, fixed8": "fixed8",
+    "ours, hgq": "hgq",
+}
 Step = Callable[[], None]
 
 
@@ -71,7 +80,8 @@ def ours(make: Callable[[], nn.Module], config: object, x: Tensor, y: Tensor) ->
     model = pq.compile(make(), config, x[:256])  # type: ignore[arg-type]
     model.calibrate([x])
     session = pq.session(model, epochs=10**6, steps_per_epoch=10**6)
-    return stepper(model, x, y, session.loss if config == "hgq" else None, session.step)
+    adds = session.extra_loss() is not None
+    return stepper(model, x, y, session.loss if adds else None, session.step)
 
 
 def contestants(make: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Step]:

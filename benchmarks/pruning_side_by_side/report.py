@@ -19,7 +19,18 @@ def curves(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Curve]:
     groups: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for run in (r for r in runs if "error" not in r):
         groups[run["dataset"], run["method"], run["tool"]][json.dumps(run["settings"], sort_keys=True)].append(run)
-    return {key: sorted((_mean(rows, "sparsity"), _mean(rows, "accuracy")) for rows in found.values()) for key, found in groups.items()}
+    return {key: _best((_mean(rows, "sparsity"), _mean(rows, "accuracy")) for rows in found.values()) for key, found in groups.items()}
+
+
+def _best(points: Iterable[tuple[float, float]], near: float = 0.002) -> Curve:
+    """By rising sparsity; of settings that end at the same one, the most accurate."""
+    curve: Curve = []
+    for sparsity, accuracy in sorted(points):
+        if curve and sparsity - curve[-1][0] < near:
+            curve[-1] = max(curve[-1], (sparsity, accuracy), key=lambda point: point[1])
+        else:
+            curve.append((sparsity, accuracy))
+    return curve
 
 
 def _mean(rows: list[dict[str, Any]], what: str) -> float:
