@@ -21,7 +21,7 @@ METHODS: dict[str, tuple[dict[str, Any], ...]] = {
     "wanda": _GOAL,
     "mdmm": tuple({"target_sparsity": goal} for goal in GOALS),
     "dst": tuple({"alpha": alpha, "threshold_type": "weightwise"} for alpha in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
-    "autosparse": tuple({"threshold_init": t} for t in (-2.0, -1.0, -0.5, 0.0, 0.5)),
+    "autosparse": tuple({"threshold_init": t} for t in (-1.0, -0.5, -0.4, -0.3, -0.2)),
     "cs": tuple({"threshold_decay": 1e-5, "threshold_init": logit} for logit in (0.0, -0.03, -0.1, -0.2, -0.4)),
     "activation_pruning": tuple({"threshold": threshold} for threshold in (0.2, 0.4, 0.5, 0.6, 0.8)),
     "magnitude": _GOAL,
