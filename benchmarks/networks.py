@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ResNet", "resnet20"]
+__all__ = ["Block", "ResNet", "resnet20"]
 
 
 class Shortcut(nn.Module):
