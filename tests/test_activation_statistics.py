@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +18,7 @@ import pquant_fx as pq
 from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.graph.fusion import rectified, statistics_of
 from pquant_fx.train.pruning import masks_of
+from tests.ranks import process_group
 from tests.synchronisation import NoSynchronisation
 
 
@@ -171,15 +170,10 @@ def network() -> nn.Module:
 
 
 def worker(rank: int, world: int, folder: str, method: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    try:
+    with process_group(rank, world, folder):
         model = compiled(method, quantized=False, net=network())
         train(DistributedDataParallel(model), *batches(rank))
         torch.save({path: (mask.mask, mask.statistics.total) for mask, path in masks_of(model.graph_module)}, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("method", ["wanda", "activation_pruning"])

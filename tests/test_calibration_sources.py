@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +17,7 @@ from pquant_fx.quantize import AccumulatorQuantizer, CalibratedQuantizer, HGQDat
 from pquant_fx.quantize.calibration import calibrate, trace_ranges
 from pquant_fx.quantize.protocols import Observable, StartsFromValue
 from tests.calibration_graphs import block, data
+from tests.ranks import process_group
 
 
 class Bounded(nn.Module):
@@ -169,11 +168,8 @@ def batches_of(scenario: str, rank: int) -> list[Tensor]:
 
 
 def observe(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     found: dict[str, Any] = {}
-    try:
+    with process_group(rank, world, folder):
         for name, (method, _) in SCENARIOS.items():
             gm = block(method=method)
             try:
@@ -182,8 +178,6 @@ def observe(rank: int, world: int, folder: str) -> None:
             except CalibrationError as error:
                 found[name] = str(error)
         torch.save(found, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def test_formats_cover_what_all_ranks_have_seen(tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pquant_fx as pq
 from pquant_fx.graph.batch_correction import BatchCorrection
 from tests.models import ConvBN
+from tests.ranks import process_group
 
 CONFIG = {
     "preset": "fixed8",
@@ -23,10 +22,7 @@ CONFIG = {
 
 
 def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    try:
+    with process_group(rank, world, folder):
         torch.manual_seed(0)
         net = ConvBN()
         examples = torch.randn(16, 1, 8, 8)
@@ -45,8 +41,6 @@ def worker(rank: int, world: int, folder: str) -> None:
         torch.save(
             {"state": model.state_dict(), "log": log, "gradient": own_gradient, "before": net.state_dict()}, f"{folder}/rank{rank}.pt"
         )
-    finally:
-        dist.destroy_process_group()
 
 
 def test_one_optimizer_step_is_equal_on_both_ranks(tmp_path: Path):
@@ -63,14 +57,9 @@ def test_one_optimizer_step_is_equal_on_both_ranks(tmp_path: Path):
 
 
 def measure(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    try:
+    with process_group(rank, world, folder):
         y = torch.load(f"{folder}/values.pt", weights_only=True)[rank].requires_grad_()
         torch.save(statistics_of(y, synchronised=True), f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def statistics_of(y: torch.Tensor, synchronised: bool) -> dict[str, torch.Tensor]:

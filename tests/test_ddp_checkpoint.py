@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pquant_fx as pq
 from pquant_fx.train.checkpoint import read_checkpoint
 from tests.models import ConvBN
+from tests.ranks import process_group
 from tests.resumable import differences
 
 CONFIG = {
@@ -30,10 +31,7 @@ EPOCHS, STEPS = 4, 3
 def train(rank: int, world: int, folder: str, until: int) -> None:
     """Two batches make a step. Stops after step number `until` with a checkpoint; where there is one it goes on from it."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous{until}", rank=rank, world_size=world)
-    try:
+    with process_group(rank, world, folder, f"rendezvous{until}"):
         torch.manual_seed(0)
         model = pq.compile(ConvBN(), CONFIG, torch.randn(16, 1, 8, 8))
         parallel = DistributedDataParallel(model)
@@ -64,8 +62,6 @@ def train(rank: int, world: int, folder: str, until: int) -> None:
         pq.save(parallel, f"{folder}/end.pt", session=s, optimizer=optimizer)
         torch.save(dict(model.named_parameters()), f"{folder}/rank{rank}.pt")
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 def test_ranks_go_on_exactly_from_the_middle_of_an_epoch(tmp_path: Path):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
@@ -15,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pquant_fx as pq
 from pquant_fx.graph.batch_correction import BatchCorrection
 from tests.models import ConvBN
+from tests.ranks import process_group
 
 CONFIG = {
     "preset": "hgq_budget",
@@ -24,10 +23,7 @@ CONFIG = {
 
 
 def train(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    try:
+    with process_group(rank, world, folder):
         torch.manual_seed(0)
         net, examples = ConvBN(), torch.randn(16, 1, 8, 8)
         cost = pq.compile(net, CONFIG, examples).ebops().total
@@ -48,9 +44,6 @@ def train(rank: int, world: int, folder: str) -> None:
                     s.step()
                 logs.append(s.epoch_end())
         torch.save({"state": model.state_dict(), "log": logs, "cost": cost}, f"{folder}/rank{rank}.pt")
-        dist.barrier()  # a rank that leaves early takes the connections of the other with it
-    finally:
-        dist.destroy_process_group()
 
 
 def test_ranks_agree_on_bits_and_counts_though_running_statistics_differ(tmp_path: Path):
@@ -65,18 +58,13 @@ def test_ranks_agree_on_bits_and_counts_though_running_statistics_differ(tmp_pat
 
 
 def convert(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    try:
+    with process_group(rank, world, folder):
         model, x = small_batchnorm()
         converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         assert converted is model
         assert isinstance(model.get_submodule("bn"), nn.SyncBatchNorm)
         model.train()(x.chunk(world)[rank])
         torch.save({k: v for k, v in model.state_dict().items() if k.startswith("bn.")}, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def small_batchnorm() -> tuple[pq.CompiledModel, torch.Tensor]:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pquant_fx.quantize import HGQData, TrackedQuantizer
 from tests.learned_quantizers import calibrated
+from tests.ranks import process_group
 
 
 def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
     first = torch.tensor([[1.0, -1.0]])
     made = [TrackedQuantizer(8, (1, 2), momentum=0.5), HGQData((1, 2), 8, overflow="WRAP", safety_bits=0)]
     quantizers = [calibrated(q, first).train() for q in made]
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    try:
+    with process_group(rank, world, folder):
         x = torch.tensor([[[3.0, -0.5]], [[0.5, -40.0]]])[rank]
         for q in quantizers:
             q(x)
         torch.save([[t.detach() for t in q.kif()] for q in quantizers], f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def test_all_ranks_agree(tmp_path: Path) -> None:
