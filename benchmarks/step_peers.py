@@ -2,7 +2,7 @@
 
 Each entry takes the float network and an input and returns (model, extra loss or None); it raises ImportError where its library
 is not installed. Brevitas quantizes weights, inputs and the results of ReLUs (its biases stay float); PQuantML converts the
-network with its own `add_compression_layers`, pruning off, once with fixed point and once with HGQ.
+network with its own `add_compression_layers`: fixed point without pruning, fixed point with DST, and HGQ.
 """
 
 from __future__ import annotations
@@ -41,17 +41,21 @@ def pquant_fixed(net: nn.Module, x: Tensor) -> tuple[nn.Module, None]:
     return _pquant(net, x, hgq=False)[0], None
 
 
+def pquant_dst(net: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[[], Tensor]]:
+    return _pquant(net, x, hgq=False, method="dst")
+
+
 def pquant_hgq(net: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[[], Tensor]]:
     return _pquant(net, x, hgq=True)
 
 
-def _pquant(net: nn.Module, x: Tensor, hgq: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
+def _pquant(net: nn.Module, x: Tensor, hgq: bool, method: str | None = None) -> tuple[nn.Module, Callable[[], Tensor]]:
     os.environ["KERAS_BACKEND"] = "torch"
     import pquant
     from pquant.core.torch.layers import get_model_losses, post_pretrain_functions
 
-    config = pquant.pdp_config()
-    config.pruning_parameters.enable_pruning = False
+    config = pquant.pdp_config() if method is None else getattr(pquant, f"{method}_config")()
+    config.pruning_parameters.enable_pruning = method is not None
     quantization = config.quantization_parameters
     quantization.enable_quantization = True
     quantization.use_high_granularity_quantization = hgq
@@ -65,4 +69,9 @@ def _pquant(net: nn.Module, x: Tensor, hgq: bool) -> tuple[nn.Module, Callable[[
     return model, lambda: get_model_losses(model, torch.zeros(()))
 
 
-PEERS: dict[str, Peer] = {"Brevitas, 8 bits": brevitas, "PQuantML, 8 bits": pquant_fixed, "PQuantML, hgq": pquant_hgq}
+PEERS: dict[str, Peer] = {
+    "Brevitas, 8 bits": brevitas,
+    "PQuantML, 8 bits": pquant_fixed,
+    "PQuantML, 8 bits, DST": pquant_dst,
+    "PQuantML, hgq": pquant_hgq,
+}

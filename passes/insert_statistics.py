@@ -12,10 +12,11 @@ from __future__ import annotations
 from torch.fx import GraphModule
 
 from pquant_fx.graph.activation_statistics import ActivationStatistics
-from pquant_fx.graph.dialect import Mask, is_parameter_value, op_of
+from pquant_fx.graph.dialect import Mask, is_parameter_value
 from pquant_fx.graph.rewriter import Rewriter
 from pquant_fx.graph.values import result_of
 from pquant_fx.passes.insert_masks import weight_source
+from pquant_fx.passes.products import product_of, with_addends
 from pquant_fx.passes.removable_outputs import normalised
 
 __all__ = ["InsertStatistics", "insert_statistics"]
@@ -31,22 +32,23 @@ class InsertStatistics:
     def __call__(self, gm: GraphModule) -> bool:
         rw = Rewriter(gm)
         for node in list(gm.graph.nodes):
-            op = op_of(node)
-            if op is None or op.kind != "weighted" or is_parameter_value(node):
+            product = product_of(node)
+            if product is None or is_parameter_value(node):
                 continue
-            source = weight_source(node.args[1], rw)
+            source = weight_source(product.weight, rw)
             statistics = getattr(rw.module(source, Mask), "statistics", None)
             if source is None or not isinstance(statistics, ActivationStatistics):
                 continue
-            value = node.args[0] if statistics.of == "input" else normalised(gm, result_of(node)) or result_of(node)
+            made = with_addends(result_of(node))
+            value = product.data if statistics.of == "input" else normalised(gm, made) or made
             users = [node] if statistics.of == "input" else list(value.users)
             if any(rw.module(n, ActivationStatistics) is statistics for n in (value, *users)):
                 continue
             with rw.after(value):
-                made = rw.call_module(f"{source.target}.statistics", value)
-            rw.inherit(made, value)
+                watched = rw.call_module(f"{source.target}.statistics", value)
+            rw.inherit(watched, value)
             for user in users:
-                rw.redirect(user, value, made)
+                rw.redirect(user, value, watched)
         return rw.changed
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from pquant_fx.config.template import LayerRow
 from pquant_fx.graph.dialect import op_of
 from pquant_fx.graph.info import info
+from pquant_fx.graph.values import multiplies_parameter
 from pquant_fx.passes.settings import type_name
 
 __all__ = ["layer_rows"]
@@ -21,5 +22,6 @@ def layer_rows(gm: GraphModule) -> list[LayerRow]:
         kind = op.kind if op is not None else "table" if node.target is F.softmax else "grid"
         if kind != "grid":
             record = info(node)
+            kind = "weighted" if multiplies_parameter(node) else kind
             rows.append(LayerRow(record.path or node.name, type_name(gm, node), record.site, kind, record.shape))
     return rows

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pquant_fx.graph.dialect import module_of, op_of
-from pquant_fx.graph.values import result_of
+from pquant_fx.graph.values import multiplies_parameter, result_of
+from pquant_fx.passes.products import with_addends
 
 __all__ = ["normalised", "pre_activation", "why_outputs_stay"]
 
@@ -30,7 +31,7 @@ def why_outputs_stay(gm: GraphModule, layers: Sequence[Node], rectified: bool) -
 
 def pre_activation(gm: GraphModule, layer: Node) -> Node | None:
     """What the ReLU behind a layer takes: the layer's result, with BatchNorm; None where anything else takes it as well."""
-    value = result_of(layer)
+    value = with_addends(result_of(layer))
     value = normalised(gm, value) or value
     users = list(value.users)
     return value if users and all(u.target in _RECTIFIERS for u in users) else None
@@ -53,6 +54,6 @@ def _reaches_output(layer: Node) -> bool:
             continue
         seen.add(current)
         op = op_of(current)
-        if current is layer or op is None or op.kind != "weighted":
+        if current is layer or op is None or not multiplies_parameter(current):
             stack.extend(current.users)
     return False

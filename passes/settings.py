@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from pquant_fx.config import Config, LayerSettings
 from pquant_fx.graph.dialect import op_of
 from pquant_fx.graph.info import info
-from pquant_fx.graph.values import origin_of
+from pquant_fx.graph.values import multiplies_parameter, origin_of
 
 __all__ = ["input_settings", "known_layers", "own_path", "parallelism", "settings_of", "type_name"]
 
@@ -21,7 +21,7 @@ def settings_of(config: Config, gm: GraphModule, node: Node) -> LayerSettings:
     node = origin_of(node)
     record = info(node)
     op = op_of(node)
-    kind = op.kind if op is not None else node.op
+    kind = "weighted" if multiplies_parameter(node) else op.kind if op is not None else node.op
     return config.settings_for(path=record.path or node.name, kind=kind, type_name=type_name(gm, node), site=record.site)
 
 

@@ -121,68 +121,90 @@ class DeadNet:
         return self.net.call(F.conv2d, x, w, b, (1, 1), (side, side), (1, 1), groups)
 
     def step(self, kind: str) -> None:
-        net, x = self.net, self.values[-1]
-        c = self.channels[x]
-        match kind:
-            case "conv":
-                c = self.draw(st.integers(1, 6))
-                made = self.quantized(self.convolved(x, c), c)
-            case "depthwise":
-                each = self.draw(st.integers(1, 2))
-                made = self.conv(x, self.weight(c * each, 1, 3, 3, columns=False), self.bias(c * each), c)
-                c *= each
-                made = self.quantized(made, c)
-            case "grouped":
-                wide = net.call(torch.cat, (x, x), 1)
-                made = self.quantized(self.conv(wide, self.weight(4, c, 1, 1), self.bias(4), 2), 4)
-                c = 4
-            case "upward":
-                w = self.weight(c, 3, 3, 3)
-                made = self.quantized(net.call(F.conv_transpose2d, x, w, self.bias(3), (1, 1), (1, 1), (0, 0), 1, (1, 1)), 3)
-                c = 3
-            case "relu":
-                made = net.call(F.relu, x)
-            case "table":
-                index = net.quantize(x, 1, 2, 2, "RND", "SAT", name=self.name())
-                entries = torch.randint(-9, 9, (32,), generator=torch.Generator().manual_seed(self.count)) / 4
-                made = net.call(lookup, index, net.parameter(f"{self.name()}.t", entries), 2, -16)
-            case "prelu":
-                made = self.quantized(net.call(F.prelu, x, net.parameter(f"{self.name()}.a", (torch.arange(c) - 1.0) / 2)), c)
-            case "add" | "mul":
-                made = self.quantized(net.call(getattr(operator, kind), x, self.partner(c)), c)
-            case "maximum":
-                made = net.call(torch.maximum, x, self.partner(c))
-            case "constant":
-                held = torch.where(torch.tensor(self.chosen(c)), 0.0, 0.5).reshape(c, 1, 1)
-                made = net.call(self.draw(st.sampled_from([operator.mul, operator.add])), x, net.parameter(f"{self.name()}.c", held))
-            case "cat":
-                other = self.draw(st.sampled_from(self.values))
-                made = net.call(torch.cat, (x, other), 1)
-                c += self.channels[other]
-            case "slice":
-                start = self.draw(st.integers(0, c - 1))
-                stop = self.draw(st.integers(start + 1, c))
-                made = net.call(operator.getitem, x, (slice(None), slice(start, stop, 1)))
-                c = stop - start
-            case "pad":
-                front, back = self.draw(st.integers(-1 if c > 2 else 0, 2)), self.draw(st.integers(-1 if c > 2 else 0, 2))
-                made = net.call(F.pad, x, (0, 0, 0, 0, front, back), "constant", 0)
-                c += front + back
-            case "swap":
-                made = net.call(torch.permute, net.call(torch.permute, x, (0, 2, 3, 1)), (0, 3, 2, 1))
-            case "pool":
-                made = net.call(F.max_pool2d, x, (3, 3), (1, 1), (1, 1), (1, 1), False)
-            case "fold":
-                made = net.call(torch.reshape, net.call(torch.reshape, x, (-1, c * 16)), (-1, c, 4, 4))
-            case "again":
-                fitting = [layer for layer in self.layers if layer[2] == c]
-                if not fitting:
-                    return
-                w, b, _, c = self.draw(st.sampled_from(fitting))
-                made = self.quantized(self.conv(x, w, b), c)
-            case _:
-                made = self.quantized(x, c)
-        self.add(made, c)
+        """Add what the step of that name makes of the value made last, where there is a place for it."""
+        x = self.values[-1]
+        found = getattr(self, f"_{kind}")(x, self.channels[x])
+        if found is not None:
+            self.add(*found)
+
+    # ---- layers: (value, channels) of the result
+    def _conv(self, x: Node, c: int) -> tuple[Node, int]:
+        c = self.draw(st.integers(1, 6))
+        return self.quantized(self.convolved(x, c), c), c
+
+    def _depthwise(self, x: Node, c: int) -> tuple[Node, int]:
+        each = self.draw(st.integers(1, 2))
+        made = self.conv(x, self.weight(c * each, 1, 3, 3, columns=False), self.bias(c * each), c)
+        return self.quantized(made, c * each), c * each
+
+    def _grouped(self, x: Node, c: int) -> tuple[Node, int]:
+        wide = self.net.call(torch.cat, (x, x), 1)
+        return self.quantized(self.conv(wide, self.weight(4, c, 1, 1), self.bias(4), 2), 4), 4
+
+    def _upward(self, x: Node, c: int) -> tuple[Node, int]:
+        w = self.weight(c, 3, 3, 3)
+        made = self.net.call(F.conv_transpose2d, x, w, self.bias(3), (1, 1), (1, 1), (0, 0), 1, (1, 1))
+        return self.quantized(made, 3), 3
+
+    def _again(self, x: Node, c: int) -> tuple[Node, int] | None:
+        fitting = [layer for layer in self.layers if layer[2] == c]
+        if not fitting:
+            return None
+        w, b, _, c = self.draw(st.sampled_from(fitting))
+        return self.quantized(self.conv(x, w, b), c), c
+
+    # ---- single values
+    def _relu(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.net.call(F.relu, x), c
+
+    def _table(self, x: Node, c: int) -> tuple[Node, int]:
+        index = self.net.quantize(x, 1, 2, 2, "RND", "SAT", name=self.name())
+        entries = torch.randint(-9, 9, (32,), generator=torch.Generator().manual_seed(self.count)) / 4
+        return self.net.call(lookup, index, self.net.parameter(f"{self.name()}.t", entries), 2, -16), c
+
+    def _prelu(self, x: Node, c: int) -> tuple[Node, int]:
+        slopes = self.net.parameter(f"{self.name()}.a", (torch.arange(c) - 1.0) / 2)
+        return self.quantized(self.net.call(F.prelu, x, slopes), c), c
+
+    def _constant(self, x: Node, c: int) -> tuple[Node, int]:
+        held = torch.where(torch.tensor(self.chosen(c)), 0.0, 0.5).reshape(c, 1, 1)
+        return self.net.call(self.draw(st.sampled_from([operator.mul, operator.add])), x, self.net.parameter(f"{self.name()}.c", held)), c
+
+    def _quantize(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.quantized(x, c), c
+
+    # ---- joins
+    def _add(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.quantized(self.net.call(operator.add, x, self.partner(c)), c), c
+
+    def _mul(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.quantized(self.net.call(operator.mul, x, self.partner(c)), c), c
+
+    def _maximum(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.net.call(torch.maximum, x, self.partner(c)), c
+
+    def _cat(self, x: Node, c: int) -> tuple[Node, int]:
+        other = self.draw(st.sampled_from(self.values))
+        return self.net.call(torch.cat, (x, other), 1), c + self.channels[other]
+
+    # ---- what only moves values
+    def _slice(self, x: Node, c: int) -> tuple[Node, int]:
+        start = self.draw(st.integers(0, c - 1))
+        stop = self.draw(st.integers(start + 1, c))
+        return self.net.call(operator.getitem, x, (slice(None), slice(start, stop, 1))), stop - start
+
+    def _pad(self, x: Node, c: int) -> tuple[Node, int]:
+        front, back = self.draw(st.integers(-1 if c > 2 else 0, 2)), self.draw(st.integers(-1 if c > 2 else 0, 2))
+        return self.net.call(F.pad, x, (0, 0, 0, 0, front, back), "constant", 0), c + front + back
+
+    def _swap(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.net.call(torch.permute, self.net.call(torch.permute, x, (0, 2, 3, 1)), (0, 3, 2, 1)), c
+
+    def _pool(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.net.call(F.max_pool2d, x, (3, 3), (1, 1), (1, 1), (1, 1), False), c
+
+    def _fold(self, x: Node, c: int) -> tuple[Node, int]:
+        return self.net.call(torch.reshape, self.net.call(torch.reshape, x, (-1, c * 16)), (-1, c, 4, 4)), c
 
     def done(self) -> GraphModule:
         """Heads: features of a flattened image, means of channels, a product of all channels with each other."""

@@ -27,6 +27,7 @@ TRAINING = {"pretraining_epochs": 1, "epochs": 3, "fine_tuning_epochs": 1, "batc
 EPOCHS, STEPS = 5, 4
 _WANDA = {"pruning_method": "wanda", "sparsity": 0.5}
 _ACTIVATION = {"pruning_method": "activation_pruning", "threshold": 0.5}
+_HARDWARE = {"metric_type": "FPGAAwareSparsity", "rf": 3, "value": "gradient"}
 _ROUNDS = {"pretraining_epochs": 0, "epochs": 2, "rounds": 2, "rewind": "every-round", "save_weights_epoch": 1}
 HGQ = {"hgq_beta": 1e-4, "overflow_mode_data": "WRAP"}
 
@@ -43,11 +44,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hgq_budget": _config("hgq_budget", budget={"ebops": 5000}),
     "magnitude": _config("fixed8", pruning_parameters={"pruning_method": "magnitude", "sparsity": 0.5, "interval": 1}),
     "dst": _config("fixed8", pruning_parameters={"pruning_method": "dst", "alpha": 1e-2}),
+    "quantized_first": _config("fixed8", pruning_parameters={"pruning_method": "dst", "alpha": 1e-2}, training={"pruning_first": False}),
     "autosparse": _config("fixed8", pruning_parameters={"pruning_method": "autosparse", "threshold_init": -2.0, "autotune_factor": 0.5}),
     "pdp": _config("fixed8", pruning_parameters={"pruning_method": "pdp", "sparsity": 0.5}),
     "wanda": _config("fixed8", pruning_parameters={**_WANDA, "t_start_collecting_batch": 2, "t_delta": 2}),
     "activation_pruning": _config("fixed8", pruning_parameters={**_ACTIVATION, "t_start_collecting_batch": 1, "t_delta": 3}),
     "mdmm": _config("fixed8", pruning_parameters={"pruning_method": "mdmm", "target_sparsity": 0.5}),
+    "mdmm_gradient": _config("fixed8", pruning_parameters={"pruning_method": "mdmm", "target_sparsity": 0.5, **_HARDWARE}),
     "cs": _config("fixed8", pruning_parameters={"pruning_method": "cs", "threshold_decay": 1e-3}),
     "rewind": _config("fixed8", pruning_parameters={"pruning_method": "cs"}, training=_ROUNDS),
 }

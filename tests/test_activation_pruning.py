@@ -242,3 +242,15 @@ def test_a_goal_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         pq.compile(Net(), config, X)
     assert caught.value.code == "PQ407"
+
+
+def test_l1_adds_the_sum_of_the_magnitudes() -> None:
+    w = torch.tensor([[1.0, -2.0], [0.5, 0.0]], requires_grad=True)
+    mask = ActivationMask(w, ActivationPruning(l1=0.1))
+    term = ActivationMask.loss([Member(mask, w)])
+    assert term is not None
+    term.backward()
+    assert term.item() == pytest.approx(0.35)
+    assert w.grad is not None
+    assert w.grad.tolist() == [[pytest.approx(0.1), pytest.approx(-0.1)], [pytest.approx(0.1), 0.0]]
+    assert ActivationMask.loss([Member(ActivationMask(w, ActivationPruning()), w)]) is None

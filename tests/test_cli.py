@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pquant_fx.cli import main
-from pquant_fx.config import load_config
+from pquant_fx.config import load_config, preset_names
 from pquant_fx.errors import PQuantError
 
 Result = tuple[int, str, str]
@@ -70,7 +70,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 # ---- usage and configuration
-@pytest.mark.parametrize("command", ["demo", "check", "compile", "verify", "passes", "config template", "config show"])
+@pytest.mark.parametrize("command", ["demo", "check", "compile", "verify", "passes", "config template", "config presets", "config show"])
 def test_the_help_of_every_command_holds_an_example(run: Run, command: str) -> None:
     code, out, _ = run(*command.split(), "--help")
     assert code == 0
@@ -91,6 +91,16 @@ def test_help_does_not_load_torch() -> None:
         "import pquant_fx.cli; assert not {'torch', 'numpy', 'onnx', 'pydantic'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_config_presets_lists_all_that_load(run: Run) -> None:
+    code, out, _ = run("config", "presets")
+    assert code == 0
+    listed = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert tuple(listed) == preset_names()
+    assert json.loads(run("config", "presets", "--json")[1]) == listed
+    for name in listed:
+        assert run("config", "show", name)[0] == 0
 
 
 def test_config_show_prints_what_loads_back(run: Run) -> None:

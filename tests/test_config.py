@@ -60,7 +60,6 @@ def test_a_method_of_a_later_version_is_read_and_waits_when_enabled(method: str)
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("training_parameters", "pruning_first", False),
         ("budget", "cost", 1000),
         ("budget", "lut", 1000),
         ("target", "strategy", "Resource"),
@@ -120,7 +119,8 @@ def test_all_unknown_keys_are_listed_at_once_with_the_closest() -> None:
 def test_invalid_values_unknown_keys_and_later_features_come_together() -> None:
     found = findings(
         {
-            "training_parameters": {"epochs": "many", "rewind": "nope", "rounds": 3, "pruning_first": False, "batch_size": True},
+            "training_parameters": {"epochs": "many", "rewind": "nope", "rounds": 3, "batch_size": True},
+            "budget": {"lut": 1000},
             "quantization_parameters": {"overflow_mode_data": "BANANA", "round_mode": "UP", "default_weight_bits": 0, "hgq_beta": -1},
             "pruning_parameters": {"sparsity": 1.5, "scope": "planet"},
             "inputs": {"x": {"shape": [0, 3], "format": "float"}},
@@ -142,7 +142,7 @@ def test_invalid_values_unknown_keys_and_later_features_come_together() -> None:
         "inputs.x.shape.0": "PQ407",
         "inputs.x.format": "PQ407",
         "layers.conv1.data_format": "PQ407",
-        "training_parameters.pruning_first": "PQ408",
+        "budget.lut": "PQ408",
     }
 
 

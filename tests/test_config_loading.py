@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pquant_fx.config import Config, load_config, preset_names
+import pquant_fx as pq
+from pquant_fx.config import Config, load_config, preset_names, preset_titles
 from pquant_fx.config.yaml_text import from_text, to_text
 from pquant_fx.configs import load, names
 from pquant_fx.errors import ConfigError, PQuantWarning
+from tests.models import MLP
 
 
 def problem(source: Any, **options: Any) -> Any:
@@ -26,13 +29,42 @@ def problem(source: Any, **options: Any) -> Any:
 def test_shipped_presets() -> None:
     dense = ("fixed8", "fixed_per_tensor", "fixed_per_weight", "float", "hgq", "hgq_budget")
     pruned = ("activation_pruning", "autosparse", "cs", "dst", "mdmm", "pdp", "wanda")
-    assert names() == preset_names() == tuple(sorted(dense + pruned))
+    assert names() == preset_names() == tuple(preset_titles()) == tuple(sorted((*dense, *pruned, *TABLE_6)))
+    assert all(20 < len(title) < 140 and not title.startswith("#") for title in preset_titles().values())
     assert not load("float").quantization_parameters.enable_quantization
     fixed = load("fixed8")
     assert (fixed.quantization_parameters.default_data_bits, fixed.quantization_parameters.default_weight_bits) == (8, 8)
     assert (fixed.training_parameters.epochs, fixed.training_parameters.pretraining_epochs) == (10, 0)
     assert not fixed.pruning_parameters.enable_pruning
     assert load_config("fixed8") == fixed
+
+
+# name -> method, its settings, epochs of the stages, granularity: Table 6 of the PQuantML paper, without FITCompress
+TABLE_6: dict[str, Any] = {
+    "dst_openml_per_tensor": ("dst", {"alpha": 1e-4}, (0, 1500, 500), "per_tensor"),
+    "dst_openml_per_weight": ("dst", {"alpha": 1.5e-4}, (0, 200, 100), "per_weight"),
+    "pdp_openml_per_tensor": ("pdp", {"sparsity": 0.94}, (100, 2000, 200), "per_tensor"),
+    "pdp_openml_per_channel": ("pdp", {"sparsity": 0.94}, (100, 500, 100), "per_channel"),
+    "pdp_cernbox_per_tensor": ("pdp", {"sparsity": 0.93}, (100, 500, 500), "per_tensor"),
+    "dst_cernbox_per_tensor": ("dst", {"alpha": 1e-4}, (0, 500, 300), "per_tensor"),
+    "dst_cernbox_per_weight": ("dst", {"alpha": 1.5e-4}, (0, 200, 100), "per_weight"),
+    "dst_plf_per_tensor": ("dst", {"alpha": 2.5e-5}, (0, 600, 500), "per_tensor"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_6)
+def test_variants_are_what_the_paper_says_and_compile(name: str) -> None:
+    method, settings, epochs, granularity = TABLE_6[name]
+    config = load(name)
+    training, quantization, pruning = config.training_parameters, config.quantization_parameters, config.pruning_parameters
+    assert (training.pretraining_epochs, training.epochs, training.fine_tuning_epochs) == epochs
+    assert (training.learning_rate, training.batch_size) == (1e-3, 1024)
+    assert (quantization.granularity, quantization.weight_bits, quantization.data_bits) == (granularity, 8, 8)
+    assert pruning.pruning_method == method
+    assert {key: getattr(pruning, key) for key in settings} == settings
+    assert config.pending == ()
+    model = pq.compile(MLP(), name, torch.randn(32, 16))
+    assert len([m for m in model.modules() if isinstance(m, pq.Mask)]) == 4
 
 
 def test_every_kind_of_source(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from pquant_fx.prune.pruner import TRAINING
 from tests.models import digits_like
 from tests.test_session import compiled, config, masks, own_loop
 
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* is dead")  # a few steps from logits below 0 leave nothing
+
 
 def made(weight: Tensor, logits: Tensor | None = None, **options: Any) -> CSMask:
     """A mask in training."""

@@ -7,9 +7,12 @@ import torch
 from torch.nn import functional as F
 
 import pquant_fx as pq
+from pquant_fx.config import TrainingParameters
 from pquant_fx.train.events import RoundEnd
+from pquant_fx.train.loop import Loop
 from pquant_fx.train.plan import Plan
 from pquant_fx.train.pruning import masks_of
+from pquant_fx.train.rewind import Rewind
 from tests.models import digits_like
 from tests.test_session import compiled, fake
 
@@ -56,3 +59,36 @@ def test_weights_go_back_after_each_round_and_masks_do_not():
     assert all(0.4 < float(mask.mean()) < 0.6 for mask in masks.values())
     assert all(torch.equal(seen[-1][k], seen[2][k] * masks.get(k, 1)) for k in own)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("when", "rounds", "epochs", "save", "match"),
+    [
+        ("every-round", 1, 2, 2, "save_weights_epoch: 2 of the first round, which has 2 of the 2 epochs of training"),
+        ("post-training-stage", 2, 4, 2, "which has 2 of the 4 epochs of training"),
+        ("every-round", 1, 0, 0, "but the training stage has 0 epochs"),
+    ],
+)
+def test_a_session_that_never_keeps_the_weights_to_go_back_to_is_refused(when, rounds, epochs, save, match):
+    """The configuration has epochs enough, the loop announces fewer."""
+    settings = {"rewind": when, "save_weights_epoch": save, "rounds": rounds, "epochs": 9, "pretraining_epochs": 1}
+    model = compiled({"preset": "fixed8", "training_parameters": settings, "pruning_parameters": {"sparsity": 0.5}})
+    with pytest.raises(pq.TrainingError, match=match) as caught:
+        pq.session(model, epochs=1 + epochs, steps_per_epoch=1)
+    (problem,) = caught.value.problems
+    assert problem.code == "PQ412"
+    assert f"rewind: {when}" in problem.what
+    assert "rewind: never" in problem.remedy
+    assert (f"save_weights_epoch 0 to {epochs // rounds - 1}" in problem.remedy) == (epochs > 0)
+    if epochs:
+        reachable = {"preset": "fixed8", "training_parameters": settings | {"save_weights_epoch": save - 1}}
+        pq.session(compiled(reachable), epochs=1 + epochs, steps_per_epoch=1)  # the last epoch that is there
+
+
+def test_a_round_of_an_own_loop_may_be_shorter_than_the_configuration_says():
+    """Rounds of 3 epochs share 7: the first has 3, and epoch 2 is in it."""
+    plan = Plan(0, 7, 0, 1, rounds=3)
+    settings = TrainingParameters(rewind="every-round", save_weights_epoch=2, epochs=9)
+    Rewind(torch.fx.symbolic_trace(torch.nn.Linear(2, 2)), settings, plan, Loop())
+    with pytest.raises(pq.TrainingError, match="which has 3 of the 7"):
+        Rewind(torch.fx.symbolic_trace(torch.nn.Linear(2, 2)), settings.model_copy(update={"save_weights_epoch": 3}), plan, Loop())

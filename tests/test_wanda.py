@@ -57,6 +57,36 @@ def test_n_of_every_m_are_pruned() -> None:
     assert made(PAPER, x, N=2, M=3).mask.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 0, 0, 1]]  # the rest of one keeps its share
 
 
+def test_weights_may_be_compared_within_the_whole_layer() -> None:
+    mask = made(PAPER, torch.diag(NORMS), comparison_group="layer")
+    assert mask.mask.tolist() == [[1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 1]]  # the 6 largest scores of 12
+    assert made(torch.ones(1, 1), torch.ones(2, 1), 0.9, comparison_group="layer").mask.all()  # a single weight stays
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["output", "layer"]), st.booleans(), st.booleans(), st.floats(0, 0.99), st.integers(0, 9))
+def test_what_is_pruned_stays_pruned(group: str, exact: bool, pattern: bool, share: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    w, x = torch.randn(5, 8, generator=generator), torch.randn(7, 8, generator=generator)
+    options: dict[str, Any] = {"comparison_group": group, "exact_sparsity": exact, **({"N": 3, "M": 4} if pattern else {})}
+    mask = WandaMask(w, WandaPruning(**options)).train()
+    mask.enter(TRAINING)
+    mask.budget.fill_(share)
+    gone = []
+    for progress in (0.4, 0.7, 1.0):
+        mask.statistics.begin()
+        mask.statistics(x * (torch.rand(8, generator=generator) < 0.5))  # other inputs are silent, and weights differ, each time
+        mask.statistics.gather(alone)
+        mask.prune(torch.randn(5, 8, generator=generator), progress)
+        gone.append(mask.mask == 0)
+    assert bool((gone[0] <= gone[1]).all())
+    assert bool((gone[1] <= gone[2]).all())
+    if pattern:
+        assert [int(g.sum()) for g in gone] == [10, 20, 30]  # of every 4: 1, 2, 3
+    elif group == "layer":
+        assert [int(g.sum()) for g in gone] == [min(round(share * p * 40), 39) for p in (0.4, 0.7, 1.0)]
+
+
 def test_all_leading_axes_of_a_linear_layer_count() -> None:
     torch.manual_seed(0)
     w, x = torch.randn(4, 6), torch.randn(3, 5, 6)
@@ -122,6 +152,9 @@ def test_times_are_batches_of_the_training_stage() -> None:
     assert collection_times(section, 4, 400) == (100, 50)
     assert collection_times(section, 4, 200) == (50, 25)  # the last layer is pruned at step 150
     assert collection_times(section, 4, 5) == (0, 1)
+    often = WandaPruning(t_start_collecting_batch=100, t_delta=50, iterations=3)
+    assert collection_times(often, 4, 1000) == (100, 50)  # 12 windows, the last ends at step 700
+    assert collection_times(often, 4, 700) == (75, 37)
 
 
 def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
@@ -129,9 +162,9 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     prune = WandaMask.prune
 
-    def noted(mask: WandaMask, weight: Tensor) -> None:
+    def noted(mask: WandaMask, weight: Tensor, progress: float) -> None:
         found.append((f"{weight.shape[1]}", int(mask.statistics.total[-1])))
-        prune(mask, weight)
+        prune(mask, weight, progress)
 
     monkeypatch.setattr(WandaMask, "prune", noted)
     return found
@@ -171,6 +204,25 @@ def test_layers_are_pruned_one_after_the_other_and_the_rest_is_fine_tuning(quant
     if quantized:
         assert torch.equal(model.freeze()(DATA[0]), model.eval()(DATA[0]))
         assert "ActivationStatistics" not in model.freeze().text()
+
+
+def test_layers_take_turns_until_the_share_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = record(monkeypatch)
+    model = compiled(iterations=2, t_start_collecting_batch=0, t_delta=5, epochs=8, calculate_pruning_budget=False)
+    rows = list(model.fit(DATA))  # 5 steps an epoch: an epoch a turn
+    assert found == [("16", 50), ("12", 50), ("8", 50)] * 2
+    weights = (16 * 12, 12 * 8, 8 * 5)
+    turns = [*(0.875 * 0.5 * w for w in weights), *(0.125 * 0.5 * w for w in weights)]  # 1 - (1 - 1/2)^3 of the share at first
+    for turn in range(1, 7):
+        assert rows[turn].sparsity == pytest.approx(sum(turns[:turn]) / sum(weights), abs=0.01), turn
+    assert rows[-1].sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_fewer_turns_where_there_are_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = record(monkeypatch)
+    rows = list(compiled(iterations=20, epochs=2).fit(DATA))  # 10 steps for 60 turns
+    assert found == [("16", 10), ("12", 10), ("8", 10)] * 3
+    assert rows[-1].sparsity == pytest.approx(0.5, abs=0.01)
 
 
 def test_too_few_steps_are_refused() -> None:
@@ -264,6 +316,8 @@ def test_one_shot_refuses_what_it_can_not_do() -> None:
         ({"N": 5, "M": 4}, "N"),
         ({"sparsity": 1}, "sparsity"),
         ({"t_delta": 0}, "t_delta"),
+        ({"iterations": 0}, "iterations"),
+        ({"comparison_group": "network"}, "comparison_group"),
     ],
 )
 def test_settings_that_can_not_be(section: dict[str, Any], key: str) -> None:

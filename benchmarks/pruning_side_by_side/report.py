@@ -1,4 +1,4 @@
-"""Accuracy of each tool and method at equal sparsity: mean over seeds, linear between the settings."""
+"""Accuracy of each tool and method at equal sparsity: mean over seeds, linear between the settings that are worth choosing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Curve = list[tuple[float, float]]
 
 
 def curves(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Curve]:
-    """(data set, method, tool) -> (mean sparsity, mean accuracy) of each setting, by rising sparsity."""
+    """(data set, method, tool) -> (mean sparsity, mean accuracy) of the best settings, by rising sparsity."""
     groups: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for run in (r for r in runs if "error" not in r):
         groups[run["dataset"], run["method"], run["tool"]][json.dumps(run["settings"], sort_keys=True)].append(run)
@@ -23,14 +23,20 @@ def curves(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Curve]:
 
 
 def _best(points: Iterable[tuple[float, float]], near: float = 0.002) -> Curve:
-    """By rising sparsity; of settings that end at the same one, the most accurate."""
-    curve: Curve = []
-    for sparsity, accuracy in sorted(points):
-        if curve and sparsity - curve[-1][0] < near:
-            curve[-1] = max(curve[-1], (sparsity, accuracy), key=lambda point: point[1])
+    """The settings that are worth choosing, by rising sparsity: no other one that ends at as many zeros (up to `near`) or more is
+    more accurate.
+    """
+    merged: Curve = []
+    for point in sorted(points):
+        if merged and point[0] - merged[-1][0] < near:
+            merged[-1] = max(merged[-1], point, key=lambda p: p[1])
         else:
-            curve.append((sparsity, accuracy))
-    return curve
+            merged.append(point)
+    curve: Curve = []
+    for point in reversed(merged):
+        if not curve or point[1] > curve[-1][1]:
+            curve.append(point)
+    return curve[::-1]
 
 
 def _mean(rows: list[dict[str, Any]], what: str) -> float:
@@ -38,8 +44,8 @@ def _mean(rows: list[dict[str, Any]], what: str) -> float:
 
 
 def at(curve: Curve, sparsity: float, tolerance: float = 0.01) -> float:
-    """Accuracy at `sparsity`; nan outside of what was reached, by more than the tolerance."""
-    if not curve or not curve[0][0] - tolerance <= sparsity <= curve[-1][0] + tolerance:
+    """Accuracy at `sparsity` or above; nan where that was not reached, by more than the tolerance."""
+    if not curve or sparsity > curve[-1][0] + tolerance:
         return float("nan")
     return float(np.interp(sparsity, *zip(*curve)))
 
@@ -47,7 +53,7 @@ def at(curve: Curve, sparsity: float, tolerance: float = 0.01) -> float:
 def report(runs: list[dict[str, Any]]) -> None:
     found = curves(runs)
     for dataset in sorted({run["dataset"] for run in runs}):
-        print(f"\n{dataset}: accuracy (%) at" + "".join(f"{100 * goal:>8.0f} %" for goal in GOALS) + "   sparsity reached")
+        print(f"\n{dataset}: accuracy (%) from" + "".join(f"{100 * goal:>8.0f} %" for goal in GOALS) + "   sparsity of the best settings")
         for method in METHODS:
             for error in sorted({r["error"] for r in runs if (r["dataset"], r["method"]) == (dataset, method) and "error" in r}):
                 print(f"  {method:20s}pquant_ml  does not run: {error.splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""The command line: `pquant-fx demo | check | compile | verify | config template | config show | passes`.
+"""The command line: `pquant-fx demo | check | compile | verify | config template | config presets | config show | passes`.
 
 Results go to standard output, progress and errors to standard error. Exit code 0: fine; 1: problems were found, or engines
 differ; 2: wrong usage, or an error of ours, printed with code, place and remedy.
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pquant_fx.cli.commands import check, compile_, demo, passes, verify
-from pquant_fx.cli.config import show, template
+from pquant_fx.cli.config import presets, show, template
 from pquant_fx.cli.output import as_json, problem_data, problem_text
 from pquant_fx.errors import PQuantError, PQuantWarning
 
@@ -68,6 +68,7 @@ def _app() -> typer.Typer:
         no_args_is_help=True, rich_markup_mode=None, help="Write and look at configurations. Example: pquant-fx config show fixed8"
     )
     config.command("template", short_help="Write a configuration that names every layer.")(template)
+    config.command("presets", short_help="List the presets and what each is for.")(presets)
     config.command("show", short_help="Print every setting with its value.")(show)
     app.add_typer(config, name="config")
     return app

@@ -1,4 +1,4 @@
-"""`pquant-fx config template` and `pquant-fx config show`."""
+"""`pquant-fx config template`, `pquant-fx config presets` and `pquant-fx config show`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from pquant_fx.errors import ConfigError, OutputError, Problem
 if TYPE_CHECKING:
     from pquant_fx.config import Config
 
-__all__ = ["ConfigName", "InputOption", "InputShape", "Json", "ModelName", "SetOption", "overrides", "read_config", "show", "template"]
+__all__ = [
+    "ConfigName",
+    "InputOption",
+    "InputShape",
+    "Json",
+    "ModelName",
+    "SetOption",
+    "overrides",
+    "presets",
+    "read_config",
+    "show",
+    "template",
+]
 
 ModelName = Annotated[str, typer.Argument(help="module:callable; it returns the nn.Module, or (nn.Module, example_inputs).")]
 ConfigName = Annotated[str, typer.Option("--config", "-c", help="A preset (fixed8, hgq, float, ...) or a .yaml, .yml or .json file.")]
@@ -76,6 +88,21 @@ def template(
         print(text, end="")
     else:
         say(f"wrote {write_atomically(out, text.encode())}")
+
+
+def presets(json: Json = False) -> None:
+    """List the presets that --config and `preset:` take, and what each is for.
+
+    Example: pquant-fx config presets
+    """
+    from pquant_fx.config import preset_titles
+
+    found = preset_titles()
+    if json:
+        as_json(found)
+        return
+    for name, title in found.items():
+        print(f"{name:<{max(map(len, found))}}  {title}")
 
 
 def show(

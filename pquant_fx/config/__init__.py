@@ -5,7 +5,7 @@ from pquant_fx.config.interface import Budget, Calibration, InputSettings, JoinP
 from pquant_fx.config.kinds import DataGranularity, DataQuantizer, EbopsSign, Granularity, WeightQuantizer, WeightRange
 from pquant_fx.config.layer_settings import LayerSettings
 from pquant_fx.config.layer_specific import DataPlace, LayerSpecific, StaticFormat
-from pquant_fx.config.loading import ConfigLike, load_config, preset_names
+from pquant_fx.config.loading import ConfigLike, load_config, preset_names, preset_titles
 from pquant_fx.config.pruning import (
     METHODS,
     ActivationPruning,
@@ -69,4 +69,5 @@ __all__ = [
     "WeightRange",
     "load_config",
     "preset_names",
+    "preset_titles",
 ]

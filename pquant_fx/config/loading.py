@@ -16,7 +16,7 @@ from pquant_fx.config.root import Config
 from pquant_fx.config.yaml_text import from_text
 from pquant_fx.errors import ConfigError, Place, PQuantWarning, Problem
 
-__all__ = ["ConfigLike", "load_config", "preset_names"]
+__all__ = ["ConfigLike", "load_config", "preset_names", "preset_titles"]
 
 ConfigLike = str | Path | Mapping[str, Any] | Config
 """A preset's name, a path, YAML text, a mapping or a Config."""
@@ -27,6 +27,11 @@ def preset_names() -> tuple[str, ...]:
     """The names of the shipped presets, sorted."""
     found = (entry.name for entry in files("pquant_fx.configs").iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+
+
+def preset_titles() -> dict[str, str]:
+    """What each shipped preset is for, in a sentence, by its name, sorted."""
+    return {name: _text_of(name).partition("\n")[0].removeprefix("# ") for name in preset_names()}
 
 
 def load_config(source: ConfigLike, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -85,8 +90,12 @@ def _preset(name: str, source: str) -> dict[str, Any]:
         hint = f"did you mean '{near[0]}'? " if near else ""
         remedy = f"{hint}presets: {', '.join(known)}; the name of a file ends in .yaml, .yml or .json"
         raise ConfigError(Problem("PQ405", f"there is no preset '{name}'", remedy, Place(line=source or None)))
-    text = files("pquant_fx.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return _plain_mapping(from_text(text, f"{name}.yaml")[0], name)
+    text = _text_of(name)
+    return _on_preset(_plain_mapping(from_text(text, f"{name}.yaml")[0], name), name)  # a variant builds on another one
+
+
+def _text_of(preset: str) -> str:
+    return files("pquant_fx.configs").joinpath(f"{preset}.yaml").read_text(encoding="utf-8")
 
 
 def _on_preset(data: dict[str, Any], source: str) -> dict[str, Any]:

@@ -30,9 +30,19 @@ def notes(config: Config) -> Iterator[Problem]:
     if config.hpo_parameters.num_trials:
         what = f"hpo_parameters.num_trials: {config.hpo_parameters.num_trials} is kept for a search, which this version does not have"
         yield _note("PQ408", what, "call pq.compile and fit in a search of your own")
+    if not config.training_parameters.pruning_first and config.pruning_parameters.enable_pruning:
+        yield from _about_order(config)
     if config.quantization_parameters.enable_quantization:
         yield from _about_formats(config)
         yield from _about_bits(config)
+
+
+def _about_order(config: Config) -> Iterator[Problem]:
+    rules = [rule.pruning for rule in config.layers.values() if rule.pruning is not None]
+    why = {s.pruning_method: s.latent_because for s in (config.pruning_parameters, *rules) if s.latent_because}
+    for method, because in why.items():
+        text = f"training_parameters.pruning_first: false has no effect on '{method}': {because}"
+        yield _note("PQ407", text, "leave it at true, or use magnitude, dst, mdmm or wanda")
 
 
 def _about_formats(config: Config) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,7 +25,8 @@ class MDMMPruning(PruningSection):
                                the fewest that cover the share `beta` of all kernels after `selection_fraction` of the steps;
                                `distance_metric` finds the pattern nearest to a kernel
         FPGAAwareSparsity      what one DSP or BRAM holds (Ramhorst et al. 2023): `target_resource`, for weights of `precision`
-                               bits, reuse factor `rf`, memories of `bram_width` bits
+                               bits, reuse factor `rf`, memories of `bram_width` bits; what is kept is worth most, by `value`: the
+                               l2 or l1 norm, |w gradient| or w^2 gradient^2 (saliency), as a share of the layer's largest
     scope: who shares the share: `layer` alone, or `global` all layers together (single weights and FPGA resources).
     ramp_fraction: the share of the training steps over which the share that goes rises (cubic) from 0; 0 asks for all at once.
     interval: steps between two choices of what goes; it is chosen anew at the start of each epoch and at the end, too.
@@ -40,9 +41,11 @@ class MDMMPruning(PruningSection):
     The constraint: the metric is held equal to, at or below, or at or above `target_value`, or between it and `upper_value`
     (Bounds), by the term scale * (multiplier * g + damping / 2 * g^2) of the loss, g = metric - target_value; `slack` learns the
     slack of an inequality. After each step the multiplier moves by constraint_lr * scale * g. With `use_grad` it is a parameter
-    that the optimizer moves, up along its gradient. epsilon: a violation that is not followed (tail), the largest zero (count).
+    that the optimizer moves, up along its gradient. group_lasso: adds group_lasso times the sum of |w|, or of the norms of
+    groups, to the loss. epsilon: a violation that is not followed (tail), the largest zero (count).
     """
 
+    gentler: ClassVar[str] = "a lower target_sparsity"
     pruning_method: Literal["mdmm"] = "mdmm"
     constraint_type: Literal["Equality", "LessThanOrEqual", "GreaterThanOrEqual", "Bounds"] = "Equality"
     target_value: Number = 0.0
@@ -65,6 +68,7 @@ class MDMMPruning(PruningSection):
     l0_mode: Literal["coarse", "smooth"] = "coarse"
     scale_mode: Literal["mean", "sum"] = "mean"
     constraint_lr: Amount = 1.0e-03
+    group_lasso: Amount = 0.0
     num_patterns_to_keep: Annotated[Whole, Field(ge=1)] = 16
     beta: Fraction = 0.75
     distance_metric: Literal["valued_hamming", "hamming", "cosine"] = "valued_hamming"
@@ -72,6 +76,7 @@ class MDMMPruning(PruningSection):
     target_resource: Literal["DSP", "BRAM", "DSP+BRAM"] = "DSP"
     precision: Bits = 16
     bram_width: Annotated[Whole, Field(ge=1)] = 36
+    value: Literal["l2", "l1", "gradient", "saliency"] = "l2"
 
     @property
     def pattern(self) -> tuple[int, int]:
@@ -134,6 +139,9 @@ class MDMMPruning(PruningSection):
             found.append(("PQ407", "l0_mode", "smooth is a way to count, but measure is tail", "use measure: count, or l0_mode: coarse"))
         if self.l0_mode == "smooth" and self.epsilon == 0:
             found.append(("PQ407", "epsilon", "0 is no width for the smooth count to end at", "give a small positive number"))
+        if self.value != "l2" and self.metric_type != "FPGAAwareSparsity":
+            what = f"{self.value} says what DSPs and BRAMs are worth, but metric_type is {self.metric_type}"
+            found.append(("PQ407", "value", what, "leave it out, or use FPGAAwareSparsity"))
         if self.scope == "global" and self.metric_type not in ("UnstructuredSparsity", "FPGAAwareSparsity"):
             what = f"global, but {self.metric_type} of different layers can not be compared"
             found.append(("PQ407", "scope", what, "use scope: layer"))

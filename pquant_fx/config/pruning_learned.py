@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pquant_fx.config.pruning_section import PruningSection, ThresholdType
+from pquant_fx.config.pruning_section import CHANGES_VALUES, PruningSection, ThresholdType
 from pquant_fx.config.section import Amount, Fraction, Number, Whole, refuse
 
 __all__ = ["AutoSparsePruning", "CSPruning", "DSTPruning"]
@@ -32,6 +32,8 @@ class CSPruning(PruningSection):
     jumps to 0 and 1 when fine-tuning begins, which therefore should have epochs.
     """
 
+    latent_because: ClassVar[str] = CHANGES_VALUES
+    gentler: ClassVar[str] = "a higher threshold_init or a lower threshold_decay"
     pruning_method: Literal["cs"] = "cs"
     final_temp: Amount = 200.0
     threshold_init: Number = 0.0
@@ -60,6 +62,7 @@ class DSTPruning(PruningSection):
     weights all are near it; threshold_decay: adds threshold_decay / 2 * sum threshold^2 to the loss, which pulls them to 0.
     """
 
+    gentler: ClassVar[str] = "a lower alpha or max_pruning_pct"
     pruning_method: Literal["dst"] = "dst"
     alpha: Amount = 5.0e-06
     max_pruning_pct: Annotated[Fraction, Field(gt=0)] = 0.99
@@ -80,6 +83,8 @@ class AutoSparsePruning(PruningSection):
     tells losses by `epoch_end(loss)`.
     """
 
+    latent_because: ClassVar[str] = CHANGES_VALUES
+    gentler: ClassVar[str] = "a lower threshold_init"
     pruning_method: Literal["autosparse"] = "autosparse"
     alpha: Fraction = 0.5
     alpha_reset_epoch: Annotated[Whole, Field(ge=0)] = 90

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pquant_fx.config.pruning_section import PatternText, PruningSection, Sparsity, WithoutThreshold, pattern_of
+from pquant_fx.config.pruning_section import CHANGES_VALUES, PatternText, PruningSection, Sparsity, WithoutThreshold, pattern_of
 from pquant_fx.config.section import Amount, Fraction, Whole, refuse
 
 __all__ = ["ActivationPruning", "MagnitudePruning", "PDPPruning", "WandaPruning"]
@@ -69,14 +69,18 @@ class ActivationPruning(WithoutThreshold):
     in the last window was at most `threshold`: the fraction of samples and positions where they are positive
     (`active_fraction`), or the mean of what the ReLU gives (`mean_activation`). At one time not more than `max_removed` of the
     units that are left go, the least active first (but one may always go), and never the last one. Removed units do not come back.
+    l1: adds l1 times the sum of |weights| to the loss, as the original does, under which more units fall silent.
     """
 
+    latent_because: ClassVar[str] = "it decides by activations"
+    gentler: ClassVar[str] = "a lower threshold"
     pruning_method: Literal["activation_pruning"] = "activation_pruning"
     threshold: Amount = 0.3
     t_delta: Annotated[Whole, Field(ge=1)] = 50
     t_start_collecting_batch: Annotated[Whole, Field(ge=0)] = 50
     criterion: Literal["active_fraction", "mean_activation"] = "active_fraction"
     max_removed: Annotated[Fraction, Field(gt=0)] = 0.2
+    l1: Amount = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,6 +100,7 @@ class PDPPruning(WithoutThreshold):
     their biases. nm: of every M weights along the inputs N stay (`nm: "2:4"`), whatever `sparsity` says.
     """
 
+    latent_because: ClassVar[str] = CHANGES_VALUES
     pruning_method: Literal["pdp"] = "pdp"
     epsilon: Annotated[Amount, Field(gt=0)] = 0.015
     sparsity: Sparsity = 0.8
@@ -124,8 +129,11 @@ class WandaPruning(WithoutThreshold):
     lie below one common magnitude when training begins), else of each layer. N, M: of every M weights along the inputs the N
     lowest are pruned, whatever `sparsity` says. From batch `t_start_collecting_batch` of the training stage on, each layer in
     turn looks at its inputs for `t_delta` batches and is pruned, so that later layers see what pruned ones give; a batch is an
-    optimizer step. Both numbers shrink where the last layer would not be pruned after 3/4 of the steps. exact_sparsity: as many
-    outputs as a layer's share needs lose one weight more than floor(share * inputs), which is what the paper removes.
+    optimizer step. iterations: so often every layer gets its turn, and more of its share goes each time, by the cubic schedule of
+    Zhu & Gupta (2017); 1, all at once, as published. Where the last turn would not end after 3/4 of the steps, batch numbers
+    shrink. comparison_group: within what scores are compared, each `output`, or the `layer`: for image classifiers the paper
+    sees no gain from the former. exact_sparsity: of outputs, as many as a layer's share needs lose one weight more than
+    floor(share * inputs), which is what the paper removes.
     """
 
     pruning_method: Literal["wanda"] = "wanda"
@@ -135,6 +143,8 @@ class WandaPruning(WithoutThreshold):
     t_delta: Annotated[Whole, Field(ge=1)] = 100
     t_start_collecting_batch: Annotated[Whole, Field(ge=0)] = 100
     calculate_pruning_budget: bool = True
+    iterations: Annotated[Whole, Field(ge=1)] = 1
+    comparison_group: Literal["output", "layer"] = "output"
     exact_sparsity: bool = True
 
     @property

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from pquant_fx.config.section import Amount, Finding, Fraction, Section
 
-__all__ = ["LaterMethod", "PatternText", "PruningSection", "Sparsity", "ThresholdType", "WithoutThreshold", "pattern_of"]
+__all__ = ["CHANGES_VALUES", "LaterMethod", "PatternText", "PruningSection", "Sparsity", "ThresholdType", "WithoutThreshold", "pattern_of"]
 
 ThresholdType = Literal["layerwise", "channelwise", "weightwise"]
 Sparsity = Annotated[Fraction, Field(lt=1)]
+CHANGES_VALUES = "its masks change the values of weights, which would leave the grid if they were quantized before"
 
 
 class PruningSection(Section):
     """What every method has. `disable_pruning_for_layers` holds patterns like those of `layers`."""
 
+    latent_because: ClassVar[str] = ""
+    """Why the method can not decide by quantized weights, which `pruning_first: false` asks for; "" where it can."""
+    gentler: ClassVar[str] = "a lower sparsity"
+    """The settings that let a method prune less, for those whose layer it has emptied."""
     pruning_method: str
     disable_pruning_for_layers: tuple[str, ...] = ()
     enable_pruning: bool = True

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from pquant_fx.config.section import Amount, Finding, Fraction, Section, Whole, later
+from pquant_fx.config.section import Amount, Finding, Fraction, Section, Whole
 
 __all__ = ["TrainingParameters"]
 
@@ -16,7 +16,9 @@ class TrainingParameters(Section):
     """Table 4 of the PQuantML paper, plus settings of ours, which come after `pruning_first`.
 
     Epochs count passes over the training data; `epochs` are those of one round. rewind: when the weights go back to what they
-    were at the beginning of epoch `save_weights_epoch` of the first round. batchnorm_freeze: for this share of the last stage,
+    were at the beginning of epoch `save_weights_epoch` of the first round. pruning_first: masks are chosen by the weights as they are
+    learned; false: by quantized ones, where that is possible (a mask of 0 and 1 commutes with quantization, so nothing else
+    changes; masks that change values always come first). batchnorm_freeze: for this share of the last stage,
     at its end, BatchNorm keeps the statistics that it has. bits_freeze: for this share of the training stage, at its end,
     learned bits and ranges stand still. fine_tune_formats: learned bits and ranges go on learning in fine-tuning. bits_rate:
     their learning rate, as a multiple of `learning_rate`. Other keys are the user's own: kept, written back, and found under
@@ -32,7 +34,7 @@ class TrainingParameters(Section):
     rewind: Literal["never", "every-round", "post-training-stage"] = "never"
     rounds: Annotated[Whole, Field(ge=1)] = 1
     save_weights_epoch: Annotated[Whole, Field(ge=-1)] = -1
-    pruning_first: Annotated[bool, later(True, "leave it at true: masks come before quantization, with which they commute")] = True
+    pruning_first: bool = True
     batchnorm_freeze: Fraction = 0.1
     bits_freeze: Fraction = 0.15
     fine_tune_formats: bool = False

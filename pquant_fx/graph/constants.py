@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.dialect import Mask, Quantizer, attribute_at, module_of, op_of
 from pquant_fx.graph.info import place
 
-__all__ = ["circuit_inputs", "computes", "constant_values", "evaluating", "live_nodes", "readers"]
+__all__ = ["circuit_inputs", "computes", "constant_values", "evaluating", "live_nodes", "readers", "value_given"]
 
 
 @contextmanager
@@ -76,6 +76,16 @@ def constant_values(gm: GraphModule) -> dict[Node, Any]:
             if node in live and _is_constant(gm, node, values):
                 values[node] = _checked_value(gm, node, values)
     return values
+
+
+def value_given(gm: GraphModule, node: Node, given: Mapping[Node, Tensor]) -> Tensor:
+    """The value of a node that depends on parameters and buffers only, in evaluation, if some nodes had the `given` values."""
+    if node in given:
+        return given[node]
+    inputs = {n: value_given(gm, n, given) for n in circuit_inputs(gm, node)}
+    with torch.no_grad(), evaluating(module_of(gm, node) or nn.Identity()):
+        found: Tensor = _value(gm, node, inputs)
+    return found
 
 
 def _is_constant(gm: GraphModule, node: Node, values: dict[Node, Any]) -> bool:

@@ -30,7 +30,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ __all__ = [
     "is_parameter_value",
     "module_of",
     "op_of",
+    "owner_of",
 ]
 
 Kind = Literal["weighted", "arithmetic", "pool", "activation", "table", "grid"]
@@ -156,6 +157,11 @@ class Quantizer(nn.Module, ABC):
         """`magnitude_bits` and, where asked for, `sign_bits` of several quantizers of this class: a place to compute them together."""
         return [(q.magnitude_bits(), q.sign_bits() if signed else None) for q, signed in zip(quantizers, signs)]
 
+    @classmethod
+    def together(cls, quantizers: Sequence[Self], values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`forward` of several quantizers of this class, each on a parameter's value: a place to compute them at once."""
+        return [quantizer(value) for quantizer, value in zip(quantizers, values)]
+
     def pointwise(self, x: Tensor, rectify: bool = False) -> Pointwise | None:
         """All that the quantizer does to `x` (rectify: to relu(x)) as one function, for `fusion`; None where there is more to it."""
         return None
@@ -200,6 +206,11 @@ class Mask(nn.Module, ABC):
         """
         return None
 
+    @classmethod
+    def together(cls, masks: Sequence[Self], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`forward` of several masks of this class, each on its weight: a place to compute them at once."""
+        return [mask(weight) for mask, weight in zip(masks, weights)]
+
 
 def module_of(gm: GraphModule, node: Node) -> nn.Module | None:
     """The module that `node` calls, or None when it calls none."""
@@ -208,8 +219,13 @@ def module_of(gm: GraphModule, node: Node) -> nn.Module | None:
 
 def attribute_at(root: nn.Module, path: str) -> Any:
     """What a `get_attr` node with that target reads: a parameter, a buffer, or any attribute. Raises AttributeError."""
+    return getattr(*owner_of(root, path))
+
+
+def owner_of(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the attribute of that path, and the attribute's name there. Raises AttributeError."""
     owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
+    return root.get_submodule(owner), name
 
 
 def op_of(node: Node) -> Op | None:

@@ -4,15 +4,18 @@
     q(relu(correction(y) + shortcut))   what BatchCorrection gives is overwritten, and computed again for the gradient; with or
                                         without the ReLU and the join
 
+    q(mask(W)), of all layers           one call a kind of mask or quantizer: see `together`
+
 Statistics that nobody collects are left out. The graph that passes, reports and targets see stays as it is.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
@@ -20,6 +23,7 @@ from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.graph.batch_correction import BatchCorrection
 from pquant_fx.graph.copies import adopt_tree
 from pquant_fx.graph.dialect import Quantizer, module_of
+from pquant_fx.graph.together import definer, groups_of, together
 
 __all__ = ["corrected", "fused", "rectified", "statistics_of"]
 
@@ -27,30 +31,54 @@ __all__ = ["corrected", "fused", "rectified", "statistics_of"]
 def fused(gm: GraphModule) -> GraphModule:
     """A second GraphModule over the very tree of `gm` that computes the same in training and in evaluation, as long as no
     `statistics_of` it begins or stops to collect."""
-    gm = _without_idle(gm)
-    graph = Graph()
-    values: dict[Node, Node] = {}
-    found = {node: match for node in gm.graph.nodes if (match := _match(gm, node))}
-    inside = {skipped for match in found.values() for skipped in match}
-    for node in gm.graph.nodes:
-        if node in inside:
-            continue
-        if node not in found:
-            values[node] = graph.node_copy(node, values.__getitem__)
-            continue
-        chain = found[node]
-        first, called = chain[-1], [n.target for n in chain]
-        inputs = [values[arg] if isinstance(arg, Node) else arg for arg in first.args]
-        if first.op != "call_module":
-            values[node] = graph.call_function(rectified, (graph.get_attr(str(node.target)), *inputs))
-            continue
-        quantizer, correction = (graph.get_attr(str(n.target)) for n in (node, first))
-        added = next((values[arg] for n in chain if n.target is operator.add for arg in n.all_input_nodes if arg is not first), None)
-        values[node] = graph.call_function(corrected, (quantizer, correction, F.relu in called, added, *inputs))
-    made = GraphModule(gm, graph)
+    graph = _without_idle(gm)
+    chains = {node: match for node in graph.nodes if (match := _match(gm, node))}
+    running = _Running(chains, groups_of(gm, graph))
+    inside = {skipped for match in chains.values() for skipped in match}
+    for node in graph.nodes:
+        if node not in inside:
+            running.add(node)
+    made = GraphModule(gm, running.graph)
     adopt_tree(made, gm)
     made.training = gm.training
     return made
+
+
+class _Running:
+    """The graph that is run, as it grows; `values`: what stands in it for each node of the other."""
+
+    def __init__(self, chains: Mapping[Node, Sequence[Node]], groups: Mapping[Node, Sequence[Node]]) -> None:
+        self._chains, self._groups = chains, groups
+        self.graph = Graph()
+        self.values: dict[Node, Node] = {}
+
+    def add(self, node: Node) -> Node:
+        """Compute the node, with what runs together with it, unless that was done; returns what stands for it."""
+        if node not in self.values:
+            if node in self._groups:
+                self._add_group(self._groups[node])
+            elif node in self._chains:
+                self.values[node] = self._chain(node, self._chains[node])
+            else:
+                self.values[node] = self.graph.node_copy(node, self.add)
+        return self.values[node]
+
+    def _add_group(self, members: Sequence[Node]) -> None:
+        inputs = tuple(self.add(n.all_input_nodes[0]) for n in members)
+        modules = tuple(self.graph.get_attr(str(n.target)) for n in members)
+        results = self.graph.call_function(together, (modules, inputs))
+        for index, node in enumerate(members):
+            self.values[node] = self.graph.call_function(operator.getitem, (results, index))
+
+    def _chain(self, quantized: Node, chain: Sequence[Node]) -> Node:
+        first, called = chain[-1], [n.target for n in chain]
+        inputs = [self.add(arg) if isinstance(arg, Node) else arg for arg in first.args]
+        if first.op != "call_module":
+            return self.graph.call_function(rectified, (self.graph.get_attr(str(quantized.target)), *inputs))
+        quantizer, correction = (self.graph.get_attr(str(n.target)) for n in (quantized, first))
+        others = (arg for n in chain if n.target is operator.add for arg in n.all_input_nodes if arg is not first)
+        added = next((self.add(arg) for arg in others), None)
+        return self.graph.call_function(corrected, (quantizer, correction, F.relu in called, added, *inputs))
 
 
 def statistics_of(gm: GraphModule) -> list[ActivationStatistics]:
@@ -59,28 +87,21 @@ def statistics_of(gm: GraphModule) -> list[ActivationStatistics]:
     return [m for m in found if isinstance(m, ActivationStatistics)]
 
 
-def _without_idle(gm: GraphModule) -> GraphModule:
-    """The same over the very tree of `gm`, without the nodes that hand on their input and do nothing else."""
-    if all(statistics.is_collecting for statistics in statistics_of(gm)):
-        return gm
+def _without_idle(gm: GraphModule) -> Graph:
+    """A copy of the graph, without the nodes that hand on their input and do nothing else."""
     graph = Graph()
     values: dict[Node, Node] = {}
     for node in gm.graph.nodes:
         module, source = module_of(gm, node), node.args[0] if node.args else None
-        if isinstance(module, ActivationStatistics) and not module.is_collecting and isinstance(source, Node):
-            values[node] = values[source]
-        else:
-            values[node] = graph.node_copy(node, values.__getitem__)
-    made = GraphModule(gm, graph)
-    adopt_tree(made, gm)
-    made.training = gm.training
-    return made
+        idle = isinstance(module, ActivationStatistics) and not module.is_collecting
+        values[node] = values[source] if idle and isinstance(source, Node) else graph.node_copy(node, values.__getitem__)
+    return graph
 
 
 def _match(gm: GraphModule, quantized: Node) -> list[Node]:
     """The nodes before a quantizer that are run together with it, the nearest first: [relu], or [relu?, add?, correction]."""
     quantizer = module_of(gm, quantized)
-    if not isinstance(quantizer, Quantizer) or not issubclass(_definer(quantizer, "pointwise"), _definer(quantizer, "forward")):
+    if not isinstance(quantizer, Quantizer) or not issubclass(definer(quantizer, "pointwise"), definer(quantizer, "forward")):
         return []  # a forward of the user's own says more than the `pointwise` that it inherits
     chain: list[Node] = []
     source = quantized.args[0]
@@ -99,11 +120,7 @@ def _is_correction(node: Any, gm: GraphModule) -> TypeGuard[Node]:
     if not isinstance(node, Node) or len(node.users) > 1 or not isinstance(module_of(gm, node), BatchCorrection):
         return False
     statistics = {arg.target for arg in node.args[1:4] if isinstance(arg, Node)}
-    return all(n < node for n in gm.graph.find_nodes(op="get_attr") if n.target in statistics)
-
-
-def _definer(module: nn.Module, method: str) -> type:
-    return next(c for c in type(module).__mro__ if method in vars(c))
+    return all(n < node for n in node.graph.find_nodes(op="get_attr") if n.target in statistics)
 
 
 def rectified(quantizer: Quantizer, x: Tensor) -> Tensor:

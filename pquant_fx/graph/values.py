@@ -20,6 +20,7 @@ __all__ = [
     "is_join",
     "is_power_of_two",
     "is_whole",
+    "multiplies_parameter",
     "non_negative",
     "origin_of",
     "output_of",
@@ -123,6 +124,23 @@ def is_whole(node: Node) -> bool:
     op = op_of(node)
     part = node.target is operator.getitem and not isinstance(node.args[1], tuple)
     return op is not None and op.kind == "grid" and not part
+
+
+def multiplies_parameter(node: Node) -> bool:
+    """Whether `node` multiplies data with a parameter of its own, of two axes: what a layer does, also where it is written out."""
+    op = op_of(node)
+    if op is None or op.name != "matmul":
+        return op is not None and op.kind == "weighted"
+    constant = [a for a in node.args if isinstance(a, Node) and is_parameter_value(a)]
+    return len(constant) == 1 and _rank(constant[0]) == 2
+
+
+def _rank(node: Node) -> int | None:
+    """How many axes a value has; a mask or a quantizer that a pass has just made gives what it takes."""
+    while info(node).shape is None and node.op == "call_module" and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    shape = info(node).shape
+    return None if shape is None else len(shape)
 
 
 def non_negative(node: Node, known: dict[Node, bool] | None = None) -> bool:

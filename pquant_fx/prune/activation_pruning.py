@@ -2,6 +2,7 @@
 
     a_j = fraction of samples and positions where unit j is positive, or the mean of what the ReLU gives
     m_j <- m_j and not (a_j <= threshold)
+    loss += l1 * sum |W|                        with it more units fall silent
 
 Activities are measured in front of the ReLU and of any quantizer. A unit goes with its bias and with the offset of the
 BatchNorm behind it, which would fire for ever otherwise, and stays away.
@@ -43,6 +44,9 @@ class ActivationMask(Pruner):
         self.register_buffer("activity", torch.full((units,), torch.inf, dtype=torch.float64, device=weight.device))
         axis = 1 if weight.dim() > 2 else -1
         self.statistics = ActivationStatistics(units, axis, _MEASURED[settings.criterion], "output", weight.device)
+
+    def penalty(self, weight: Tensor) -> Tensor | None:
+        return self.settings.l1 * weight.abs().sum() if self.settings.l1 else None
 
     def effective(self, weight: Tensor) -> Tensor:
         return weight * self.mask

@@ -12,15 +12,16 @@ A layer of which `max_pruning_pct` or more is gone gets all its thresholds back 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from pquant_fx.config import DSTPruning
-from pquant_fx.graph.functions import applied
-from pquant_fx.prune.pruner import Members
-from pquant_fx.prune.thresholds import ThresholdMask, spread
+from pquant_fx.graph.functions import alike, applied, flat, parts
+from pquant_fx.prune.pruner import Members, with_value
+from pquant_fx.prune.thresholds import Places, ThresholdMask, spread
 
 __all__ = ["DSTMask"]
 
@@ -34,14 +35,24 @@ class DSTMask(ThresholdMask):
     settings: DSTPruning
 
     def effective(self, weight: Tensor) -> Tensor:
-        wide = spread(weight, self.layout)
+        wide = spread(self.judged(weight), self.layout)
         masked: Tensor = applied(_Masked, wide, self.threshold, self._scale(weight))
-        return masked if wide is weight else masked.reshape(weight.shape)
+        masked = masked if wide.shape == weight.shape else masked.reshape(weight.shape)
+        return masked if self.seen is None else with_value(masked, weight * self.hard_mask(weight))
 
     def hard_mask(self, weight: Tensor) -> Tensor:
-        wide = spread(weight, self.layout).detach()
+        wide = spread(self.judged(weight).detach(), self.layout)
         kept: Tensor = (wide.abs() - self.threshold.detach()).sign_().clamp_(min=0)
         return kept.reshape(weight.shape)
+
+    @classmethod
+    def together(cls, masks: Sequence[Self], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """All weights as one vector, where they learn together in the same way."""
+        thresholds = [mask.threshold for mask in masks]
+        scaled = any(mask.settings.scale_by_std for mask in masks)
+        if scaled or not all(mask.is_training and mask.seen is None for mask in masks) or not alike((*weights, *thresholds)):
+            return super().together(masks, weights)
+        return cast(Sequence[Tensor], applied(_AllMasked, Places.of(masks, weights[0].device), *weights, *thresholds))
 
     def _scale(self, weight: Tensor) -> Tensor | None:
         """The width of z = 1; where all weights are equal there is none, and z stays as it is."""
@@ -72,21 +83,25 @@ class DSTMask(ThresholdMask):
 @torch.no_grad()
 def _reset(members: Members) -> None:
     """Thresholds to 0 in layers that are all but gone: without waiting for the device, all layers at once."""
-    masks = [mask for mask, _ in members]
-    kept = torch._foreach_abs([spread(weight.detach(), mask.layout) for mask, weight in members])
-    torch._foreach_sub_(kept, [mask.threshold.detach() for mask in masks])
-    torch._foreach_sign_(kept)
-    torch._foreach_clamp_min_(kept, 0.0)
-    stay = list(torch._foreach_norm(kept, 1))  # how many weights of each layer are kept
-    torch._foreach_sub_(stay, [float(weight.numel() - _enough(mask, weight)) for mask, weight in members])
-    torch._foreach_sign_(stay)
-    torch._foreach_clamp_min_(stay, 0.0)
-    torch._foreach_mul_([mask.threshold for mask in masks], stay)
+    masks, weights = zip(*members)
+    if not alike(weights):  # layers on several devices
+        for member in members:
+            _reset([member])
+        return
+    thresholds = [mask.threshold for mask in masks]
+    together = flat([mask.judged(weight.detach()) for mask, weight in members])
+    places = Places.of(masks, together.device)
+    kept = torch.abs(together).sub_(places.spread(flat(thresholds))).sign_().clamp_min_(0.0)
+    stay = torch.segment_reduce(kept, "sum", offsets=places.ends).sub_(_too_few(places)).sign_().clamp_min_(0.0)
+    torch._foreach_mul_(thresholds, stay.unbind())
 
 
-def _enough(mask: DSTMask, weight: Tensor) -> int:
-    """So many removed weights are `max_pruning_pct` of all."""
-    return math.ceil(mask.settings.max_pruning_pct * weight.numel() - 1e-6)
+def _too_few(places: Places) -> Tensor:
+    """So many weights of each layer, and fewer, are left when `max_pruning_pct` or more is gone."""
+    if places.too_few is None:
+        most = places.masks[0].settings.max_pruning_pct
+        places.too_few = torch.tensor([float(size - math.ceil(most * size - 1e-6)) for size in places.sizes], device=places.device)
+    return places.too_few
 
 
 class _Masked(torch.autograd.Function):
@@ -107,11 +122,38 @@ class _Masked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, threshold, scale = ctx.saved_tensors
         size = torch.abs(weight)
-        z = size - threshold
-        kept = _above(grad, z, 0)
-        if scale is not None:
-            z = z / scale
-        edge = 1 + torch.finfo(z.dtype).eps
-        slope = _inside(torch.rsub(torch.abs(z), 2, alpha=4).clamp_min_(0.4), z, -edge, edge)
-        moved = grad * (slope if scale is None else slope / scale)
-        return torch.addcmul(kept, moved, size), (moved * weight).sum_to_size(threshold.shape).neg_(), None
+        by_weight, moved = _gradients(grad, size, size - threshold, scale)
+        return by_weight, (moved * weight).sum_to_size(threshold.shape).neg_(), None
+
+
+class _AllMasked(torch.autograd.Function):
+    """(places, W..., t...) -> W 1[|W| > t]..., the same on one vector that holds all weights."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Places, *tensors: Tensor) -> tuple[Tensor, ...]:
+        half = len(tensors) // 2
+        weights, thresholds = tensors[:half], tensors[half:]
+        together = flat(weights)
+        size = torch.abs(together)
+        z = size - places.spread(flat(thresholds))
+        ctx.save_for_backward(together, size, z)
+        ctx.places, ctx.weights, ctx.thresholds = places, weights, thresholds  # the tensors for their shapes
+        return parts(_above(together, z, 0), weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        together, size, z = ctx.saved_tensors
+        by_weight, moved = _gradients(flat(grads), size, z, None)
+        by_threshold = ctx.places.summed(moved.mul_(together)).neg_()
+        return None, *parts(by_weight, ctx.weights), *parts(by_threshold, ctx.thresholds)
+
+
+def _gradients(grad: Tensor, size: Tensor, z: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """dL/dW, and G H'(z), of which dL/dt is the negative sum of products with W."""
+    kept = _above(grad, z, 0)
+    if scale is not None:
+        z = z / scale
+    edge = 1 + torch.finfo(z.dtype).eps
+    slope = _inside(torch.rsub(torch.abs(z), 2, alpha=4).clamp_min_(0.4), z, -edge, edge)
+    moved = grad * (slope if scale is None else slope / scale)
+    return torch.addcmul(kept, moved, size), moved

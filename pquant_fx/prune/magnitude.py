@@ -86,7 +86,7 @@ class MagnitudeMask(Pruner):
         _check(sparsity)
         self.check_free()
         with torch.no_grad():
-            self.mask.copy_(self._selected(weight.detach(), sparsity))
+            self.mask.copy_(self._selected(self.judged(weight.detach()), sparsity))
             self.level.fill_(sparsity)
 
     def _selected(self, weight: Tensor, sparsity: float) -> Tensor:
@@ -146,7 +146,7 @@ def _set(group: Members, level: float) -> None:
         group[0].mask.update(group[0].weight, level)
         return
     with torch.no_grad():
-        for (mask, _), kept in zip(group, keep_largest_of_all([weight.detach().abs() for _, weight in group], level)):
+        for (mask, _), kept in zip(group, keep_largest_of_all([mask.judged(weight.detach()).abs() for mask, weight in group], level)):
             mask.mask.copy_(kept)
             mask.level.fill_(level)
 

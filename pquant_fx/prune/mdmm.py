@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from pquant_fx.config import MDMMPruning
 from pquant_fx.errors import ConfigError, Problem
+from pquant_fx.prune.gradient_record import GradientRecord
 from pquant_fx.prune.layout import Layout
 from pquant_fx.prune.magnitude import cubic_sparsity
 from pquant_fx.prune.mdmm_metrics import bell_width, count, tail
 from pquant_fx.prune.multipliers import ascended, ascent, lagrangian, violations
 from pquant_fx.prune.pruner import Members, Pruner
-from pquant_fx.prune.supports import make_support
+from pquant_fx.prune.supports import HardwareSupport, make_support
 
 __all__ = ["MDMMMask"]
 
@@ -63,6 +64,11 @@ class MDMMMask(Pruner):
             self.start_width = self.width = None
 
     @property
+    def record(self) -> GradientRecord | None:
+        """What the support has to know of gradients; None where it goes by weights."""
+        return self.support.record if isinstance(self.support, HardwareSupport) else None
+
+    @property
     def goal(self) -> float:
         """The share of the weights (outputs, groups) that goes."""
         if self.settings.metric_type == "NMSparsity":
@@ -71,7 +77,8 @@ class MDMMMask(Pruner):
         return self.settings.target_sparsity if self.target is None else self.target
 
     def effective(self, weight: Tensor) -> Tensor:
-        return weight
+        seen: Tensor = weight if self.record is None else self.record(weight)
+        return seen
 
     def hard_mask(self, weight: Tensor) -> Tensor:
         return self.mask
@@ -85,7 +92,7 @@ class MDMMMask(Pruner):
     # ---- the constraint
     def metric(self, weight: Tensor) -> Tensor:
         """How far `weight` is from the target pattern, 0-d; for the S(W) in force."""
-        amounts = self.support.amounts(weight)
+        amounts = self.support.amounts(self.judged(weight))
         if self.settings.counts:
             return count(amounts, self.level.to(amounts.dtype), self.settings.epsilon, self.width)
         return tail(amounts, self.support.kept(self.mask))
@@ -101,7 +108,8 @@ class MDMMMask(Pruner):
         multiplier = self.multiplier
         if s.use_grad:
             multiplier = ascent(multiplier, self.violation.abs() <= self._tolerance)
-        return lagrangian(self.violations(weight) * self._elements, multiplier, s.scale, s.damping, self._projected)
+        term = lagrangian(self.violations(weight) * self._elements, multiplier, s.scale, s.damping, self._projected)
+        return term + s.group_lasso * self.support.amounts(weight).sum() if s.group_lasso else term
 
     @property
     def _elements(self) -> float:
@@ -126,7 +134,7 @@ class MDMMMask(Pruner):
 
     def _start_bell(self, weight: Tensor) -> None:
         if self.start_width is not None:
-            self.start_width.copy_(0.5 * self.support.amounts(weight).square().mean().sqrt())
+            self.start_width.copy_(0.5 * self.support.amounts(self.judged(weight)).square().mean().sqrt())
 
     def _start_slack(self, weight: Tensor) -> None:
         if self.slack is not None:
@@ -142,7 +150,7 @@ class MDMMMask(Pruner):
         if self.width is not None:
             self.width.copy_(bell_width(self.start_width, s.epsilon, progress))
         arrived = progress >= end and before != float(self.level)
-        return self.support.advance(weight, progress, self.goal) or arrived
+        return self.support.advance(self.judged(weight), progress, self.goal) or arrived
 
     # ---- hooks
     @classmethod
@@ -190,9 +198,9 @@ def _choose(members: Members) -> None:
     together = [m for m in members if m.mask.settings.scope == "global" and m.mask.target is None]
     for mask, weight in members:
         if not any(mask is other.mask for other in together):
-            mask.mask.copy_(mask.support.choose(weight, float(mask.level)))
+            mask.mask.copy_(mask.support.choose(mask.judged(weight), float(mask.level)))
     if together:
-        masks, weights = [m.mask for m in together], [m.weight for m in together]
+        masks, weights = [m.mask for m in together], [m.mask.judged(m.weight) for m in together]
         supports = [mask.support for mask in masks]
         for mask, kept in zip(masks, type(supports[0]).choose_together(weights, supports, float(masks[0].level))):
             mask.mask.copy_(kept)

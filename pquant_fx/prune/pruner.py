@@ -14,7 +14,7 @@ from pquant_fx.errors import Problem, TrainingError
 from pquant_fx.graph.dialect import Mask
 from pquant_fx.prune.layout import Layout
 
-__all__ = ["FIXED", "IDLE", "TRAINING", "Member", "Members", "Pruner"]
+__all__ = ["FIXED", "IDLE", "TRAINING", "Member", "Members", "Pruner", "with_value"]
 
 IDLE, TRAINING, FIXED = 0, 1, 2
 
@@ -48,6 +48,7 @@ class Pruner(Mask):
     """Whether the method is for layers only that a ReLU follows directly."""
     mask: Tensor
     stage: Tensor
+    seen: Tensor | None
 
     def __init__(self, weight: Tensor, settings: Any, layout: Layout | None = None, sparsity: float | None = None) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class Pruner(Mask):
         self.target = sparsity
         self.register_buffer("mask", torch.ones_like(weight, requires_grad=False).detach())
         self.register_buffer("stage", torch.tensor(IDLE))
+        self.register_buffer("seen", None)
         self._stage = IDLE  # a mirror, so that forward needs no synchronisation
 
     # ---- what a method says
@@ -84,6 +86,24 @@ class Pruner(Mask):
         """The sum of all penalties, 0-d; a method that can add them up in one go says how."""
         found = [term for mask, weight in members if (term := mask.penalty(weight)) is not None]
         return torch.stack(found).sum() if found else None
+
+    # ---- what it decides by
+    def judge_quantized(self, weight: Tensor) -> None:
+        """Decide by quantized weights from now on, where the method decides by weights and its masks are 0 or 1.
+
+        `seen` holds them, latent ones until `see` was told; 0/1 masks commute with quantization, so where they act is all the same.
+        """
+        if not self.settings.latent_because:
+            self.seen = weight.detach().clone()
+
+    def see(self, quantized: Tensor) -> None:
+        """What decisions are taken by until the next call, of the weight's shape."""
+        assert self.seen is not None
+        self.seen.copy_(quantized)
+
+    def judged(self, weight: Tensor) -> Tensor:
+        """What decisions are taken by: the weight, or its quantized value as `see` was told, with the gradient straight through."""
+        return weight if self.seen is None else with_value(weight, self.seen)
 
     # ---- hooks, for all masks of a method together; training stage only
     @classmethod
@@ -183,3 +203,8 @@ class Pruner(Mask):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._stage = int(self.stage)
+
+
+def with_value(gradient: Tensor, value: Tensor) -> Tensor:
+    """Exactly `value`, with the gradient of `gradient`; both finite and of one shape."""
+    return value.detach() + (gradient - gradient.detach())

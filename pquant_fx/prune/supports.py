@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pquant_fx.config import MDMMPruning
+from pquant_fx.prune.gradient_record import GradientRecord
 from pquant_fx.prune.hardware_groups import group_costs, hardware_groups, keep_affordable
 from pquant_fx.prune.layout import Layout
 from pquant_fx.prune.patterns import (
@@ -22,7 +23,7 @@ from pquant_fx.prune.patterns import (
 from pquant_fx.prune.selection import keep_largest, keep_pattern
 from pquant_fx.prune.weight_groups import WeightGroups
 
-__all__ = ["Support", "make_support"]
+__all__ = ["HardwareSupport", "Support", "make_support"]
 
 
 class Support(nn.Module):
@@ -81,17 +82,33 @@ class FewOfMany(Support):
 
 
 class HardwareSupport(Support):
-    """The most valuable DSP or BRAM groups that the budget pays for."""
+    """The most valuable DSP or BRAM groups that the budget pays for. value: what makes a group valuable, by its weights w
 
-    def __init__(self, groups: WeightGroups, costs: Tensor) -> None:
+        l2, l1     sqrt(sum w^2), sum |w|
+        gradient   sum |w G|, the first-order change of the loss       G: the mean gradient of the task's loss, by `record`
+        saliency   sum w^2 G^2, where G^2 stands for the Hessian's diagonal
+
+    The last two are the first while no step was made.
+    """
+
+    def __init__(self, groups: WeightGroups, costs: Tensor, value: str, record: GradientRecord | None) -> None:
         super().__init__(groups)
-        self.costs = costs
+        self.costs, self.value, self.record = costs, value, record
+
+    def values(self, weight: Tensor) -> Tensor:
+        """What each group is worth, (groups,)."""
+        if self.value == "l1":
+            return self.groups.cut(weight.abs()).sum(1)
+        if self.record is None or not int(self.record.steps):
+            return self.amounts(weight)
+        each = weight.square() * self.record.mean if self.record.squared else (weight * self.record.mean).abs()
+        return self.groups.cut(each).sum(1)
 
     @classmethod
     def choose_together(cls, weights: Sequence[Tensor], supports: Sequence[Support], sparsity: float) -> list[Tensor]:
-        amounts = [support.amounts(weight.detach()) for weight, support in zip(weights, supports)]
-        costs = [support.costs for support in supports if isinstance(support, HardwareSupport)]
-        kept = keep_affordable(amounts, costs, sparsity)
+        hardware = [support for support in supports if isinstance(support, HardwareSupport)]
+        values = [support.values(weight.detach()) for weight, support in zip(weights, hardware)]
+        kept = keep_affordable(values, [support.costs for support in hardware], sparsity)
         return [support.groups.spread(k, weight) for k, weight, support in zip(kept, weights, supports)]
 
 
@@ -148,7 +165,8 @@ def make_support(weight: Tensor, settings: MDMMPruning, layout: Layout) -> Suppo
         return PatternSupport(WeightGroups(layout), weight, settings)
     if kind == "FPGAAwareSparsity":
         groups = hardware_groups(weight, settings, layout)
-        return HardwareSupport(groups, group_costs(weight, settings, groups))
+        record = GradientRecord(weight, settings.value == "saliency") if settings.value in ("gradient", "saliency") else None
+        return HardwareSupport(groups, group_costs(weight, settings, groups), settings.value, record)
     if kind == "StructuredSparsity":
         whole = layout.rows(weight)[0].numel()
         return Support(WeightGroups(layout, size=whole if settings.rf == 1 else min(settings.rf, whole), per_output=True))

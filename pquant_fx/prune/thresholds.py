@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pquant_fx.config import ThresholdType
 from pquant_fx.errors import Problem, TrainingError
-from pquant_fx.graph.functions import applied
+from pquant_fx.graph.functions import applied, flat, parts
 from pquant_fx.prune.layout import Layout
 from pquant_fx.prune.pruner import Members, Pruner
 
-__all__ = ["ThresholdMask", "check_steps", "spread"]
+__all__ = ["Places", "ThresholdMask", "check_steps", "spread"]
 
 
 class ThresholdMask(Pruner):
@@ -29,7 +31,11 @@ class ThresholdMask(Pruner):
     def __init__(self, weight: Tensor, settings: Any, layout: Layout | None = None, sparsity: float | None = None) -> None:
         super().__init__(weight, settings, layout, sparsity)
         shape = _shape(weight, settings.threshold_type, self.layout)
+        self._places: Places | None = None
         self.threshold = nn.Parameter(torch.full(shape, settings.threshold_init, dtype=weight.dtype, device=weight.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_places": None}
 
     @classmethod
     def begin(cls, members: Members, steps: int) -> None:
@@ -70,6 +76,47 @@ def spread(weight: Tensor, layout: Layout) -> Tensor:
     return weight
 
 
+class Places:
+    """Where the weights of several layers, as one vector (`flat`), find their thresholds in the vector of all thresholds.
+
+    ends: where each layer begins, and the last one ends. rows: the same for the weights of each threshold, None where those are
+    not side by side (transposed convolutions).
+    """
+
+    def __init__(self, masks: Sequence[ThresholdMask], device: torch.device) -> None:
+        self.masks, self.device = masks, device
+        self.too_few: Tensor | None = None  # of each layer, where a method counts
+        wide = [spread(mask.mask, mask.layout).shape for mask in masks]
+        thresholds = [mask.threshold.shape for mask in masks]
+        bounds = list(accumulate((t.numel() for t in thresholds), initial=0))
+        own = [np.broadcast_to(np.arange(a, b).reshape(t), w) for a, b, t, w in zip(bounds, bounds[1:], thresholds, wide)]
+        places = np.concatenate([index.reshape(-1) for index in own])
+        self.sizes, self.thresholds = [w.numel() for w in wide], bounds[-1]
+        self._places = torch.from_numpy(places).to(device)
+        self.ends = torch.tensor([0, *accumulate(self.sizes)], device=device)
+        side_by_side = bool((np.diff(places) >= 0).all())
+        rows = np.searchsorted(places, np.arange(self.thresholds + 1)) if side_by_side else None
+        self.rows = None if rows is None else torch.from_numpy(rows).to(device)
+
+    @classmethod
+    def of(cls, masks: Sequence[ThresholdMask], device: torch.device) -> Places:
+        """Those of the same masks as before, or new ones."""
+        kept = masks[0]._places
+        if kept is None or kept.masks != masks or kept.device != device:
+            masks[0]._places = kept = cls(masks, device)
+        return kept
+
+    def spread(self, thresholds: Tensor) -> Tensor:
+        """The threshold of each weight; nothing is recorded."""
+        return thresholds.index_select(0, self._places)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over the weights of each threshold."""
+        if self.rows is not None:
+            return torch.segment_reduce(values, "sum", offsets=self.rows)
+        return values.new_zeros(self.thresholds).index_add_(0, self._places, values)
+
+
 def _shape(weight: Tensor, kind: ThresholdType, layout: Layout) -> list[int]:
     if kind == "layerwise":
         return []
@@ -87,7 +134,7 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     def forward(pull: float, push: float, *thresholds: Tensor) -> Tensor:
-        together = _flat(thresholds)
+        together = flat(thresholds)
         pushed = torch.exp(-together).sum() * push
         return pushed if not pull else pushed + together.square().sum() * (pull / 2)
 
@@ -99,13 +146,8 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         thresholds = ctx.saved_tensors
-        together = _flat(thresholds)
+        together = flat(thresholds)
         by_all = torch.exp(-together) * (grad * -ctx.push)
         if ctx.pull:
             by_all = torch.addcmul(by_all, together, grad, value=ctx.pull)
-        parts = by_all.split([t.numel() for t in thresholds])
-        return (None, None, *(part.view(t.shape) for part, t in zip(parts, thresholds)))
-
-
-def _flat(thresholds: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in thresholds])
+        return None, None, *parts(by_all, thresholds)

@@ -1,6 +1,8 @@
-"""Pruning by weights and activations (Wanda: Sun, Liu, Bair & Kolter 2024): once, by how much a weight moves its output.
+"""Pruning by weights and activations (Wanda: Sun, Liu, Bair & Kolter 2024): by how much a weight moves its output.
 
     S_oj = |W_oj| ||x_j||_2,  compared within each output o; of convolutions x_j is a channel, over batch and space
+
+Once, as published, or in training little by little (`iterations`): weights that stay learn to do without the others.
 
 The norm is that of what the layer takes in, quantized where it is. Layers are pruned one after the other, in the order of the
 network, so that the norms of a later one are those behind the pruned earlier ones.
@@ -19,7 +21,7 @@ from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.prune.budgets import layer_budgets
 from pquant_fx.prune.layout import Layout
 from pquant_fx.prune.pruner import Members, Pruner
-from pquant_fx.prune.selection import keep_lowest_out, keep_pattern
+from pquant_fx.prune.selection import keep_largest, keep_lowest_out, keep_pattern
 
 __all__ = ["WandaMask", "collection_times"]
 
@@ -55,21 +57,30 @@ class WandaMask(Pruner):
 
     def scores(self, weight: Tensor) -> Tensor:
         """|W| ||x||_2 as (outputs, kernel positions, inputs), up to a common factor. Raises TrainingError (PQ411, PQ412)."""
-        rows = self._rows(weight.detach().abs())
+        rows = self._rows(self.judged(weight.detach()).abs())
         norms = self.statistics.means().sqrt().to(rows).reshape(self.layout.groups, 1, -1)
         return rows * norms.repeat_interleave(len(rows) // self.layout.groups, 0)
 
-    def prune(self, weight: Tensor) -> None:
-        """Remove `budget` of the weights, or what the pattern says, by what was collected. Raises TrainingError (PQ411, PQ412)."""
+    def prune(self, weight: Tensor, progress: float = 1.0) -> None:
+        """Remove `budget` of the weights, or what the pattern says, by what was collected: `progress` (0 to 1) of that. What is
+        pruned already goes first, and stays away. Raises TrainingError (PQ411, PQ412).
+        """
         self.check_free()
         with torch.no_grad():
             scores, pattern = self.scores(weight), self.settings.pattern
+            scores.masked_fill_(self._rows(self.mask) == 0, -torch.finfo(scores.dtype).tiny)  # below those of silent inputs
             if pattern is None:
-                kept = keep_lowest_out(scores, float(self.budget), self.settings.exact_sparsity)
+                kept = self._compared(scores, float(self.budget) * progress)
             else:
-                kept = keep_pattern(scores, *pattern)
+                keep, size = pattern
+                kept = keep_pattern(scores, size - math.floor((size - keep) * progress + 1e-9), size)
             self.mask.copy_(kept.reshape(weight.shape) if weight.dim() < 2 else self.layout.restore(kept, weight.shape))
         self.statistics.end()
+
+    def _compared(self, scores: Tensor, share: float) -> Tensor:
+        if self.settings.comparison_group == "output":
+            return keep_lowest_out(scores, share, self.settings.exact_sparsity)
+        return keep_largest(scores, min(round(share * scores.numel()), scores.numel() - 1))
 
     def fix_(self, weight: Tensor) -> None:
         super().fix_(weight)
@@ -101,24 +112,28 @@ class WandaMask(Pruner):
 
     @classmethod
     def _move(cls, members: Members, step: int, steps: int) -> None:
-        start, window = collection_times(members[0].mask.settings, len(members), steps)
+        settings: WandaPruning = members[0].mask.settings
+        iterations = min(settings.iterations, steps // len(members))
+        turns = len(members) * iterations
+        start, window = collection_times(settings, len(members), steps)
         turn, inside = divmod(step - start, window)
-        if inside or not 0 <= turn <= len(members):
+        if inside or not 0 <= turn <= turns:
             return
         if turn > 0:
-            members[turn - 1].mask.prune(members[turn - 1].weight)
-        if turn < len(members):
-            members[turn].mask.statistics.begin()
+            iteration, last = divmod(turn - 1, len(members))
+            members[last].mask.prune(members[last].weight, 1 - (1 - (iteration + 1) / iterations) ** 3)
+        if turn < turns:
+            members[turn % len(members)].mask.statistics.begin()
 
 
 def collection_times(settings: WandaPruning, layers: int, steps: int) -> tuple[int, int]:
     """(start, window): the n-th layer looks at steps start + n * window to start + (n + 1) * window of the training stage.
 
-    As the settings say, or both shrunk by the same factor where the last layer would not be pruned after 3/4 of the steps; a
-    window is one step at least.
+    After the last layer comes the first again, `iterations` times in all, or fewer where there are fewer steps. As the settings
+    say, or both shrunk by the same factor where the last turn would not end after 3/4 of the steps; a window is one step at least.
     """
     start, window = settings.t_start_collecting_batch, settings.t_delta
-    shrink = _DONE_BY * steps / (start + layers * window)
+    shrink = _DONE_BY * steps / (start + layers * max(1, min(settings.iterations, steps // layers)) * window)
     if shrink >= 1:
         return start, window
     return (math.floor(start * shrink), math.floor(window * shrink)) if window * shrink >= 1 else (0, 1)

@@ -21,17 +21,19 @@ bits are learned (`Grid.saturating`): then both bounds are 0, every x lies outsi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.graph.functions import flat, parts
 from pquant_fx.quantize.gradients import LN2, Modes, applied, grad_all, grad_x, summed
 from pquant_fx.quantize.grid import Bits, Grid, as_bits, widened, wrapped
 from pquant_fx.quantize.rounding import is_stochastic, round_codes
 
-__all__ = ["Bits", "Grid", "as_bits", "quantize_value", "round_value", "widened"]
+__all__ = ["Bits", "Grid", "as_bits", "quantize_value", "round_value", "round_values", "widened"]
 
 
 class _Quantize(torch.autograd.Function):
@@ -113,6 +115,18 @@ class _Round(torch.autograd.Function):
         return grad, by_f, None, None, None, None
 
 
+class _RoundAll(torch.autograd.Function):
+    """(2^f, 2^-f, mode, x...) -> each x rounded, all as one vector, whose entries have their own f; gradient 1."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, step: Tensor, rounding: RoundingMode, *values: Tensor) -> tuple[Tensor, ...]:
+        return parts(round_codes(flat(values), scale, rounding).mul_(step), values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *grads
+
+
 def quantize_value(
     x: Tensor,
     k: Bits,
@@ -157,4 +171,12 @@ def round_value(
     whole = f.detach().round() if whole is None else whole
     step = (-whole).exp2() if present is None else (-whole).exp2() * present
     result: Tensor = applied(_Round, x, f, whole.exp2(), step, noise, rounding)
+    return result
+
+
+def round_values(values: Sequence[Tensor], scale: Tensor, step: Tensor, rounding: RoundingMode) -> tuple[Tensor, ...]:
+    """`round_value` of several values of one dtype, without learned bits and without noise; scale, step: 2^f and 2^-f of all their
+    entries, as one vector.
+    """
+    result: tuple[Tensor, ...] = applied(_RoundAll, scale, step, rounding, *values)
     return result

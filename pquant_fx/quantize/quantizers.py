@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import torch
 from torch import Tensor
 
 from pquant_fx.errors import CalibrationError, ConfigError, PQuantError, Problem
 from pquant_fx.formats import evaluation_mode
 from pquant_fx.graph.batch_correction import Pointwise
+from pquant_fx.graph.functions import alike, flat
 from pquant_fx.quantize.dynamic import DynamicQuantizer
 from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT
-from pquant_fx.quantize.kernel import Bits, round_value
+from pquant_fx.quantize.kernel import Bits, round_value, round_values
 from pquant_fx.quantize.observers import METHODS, Observer, make_observer
+from pquant_fx.quantize.precision import is_narrow
 from pquant_fx.quantize.ranges import check_width, observed_format
-from pquant_fx.quantize.rounding import round_codes
+from pquant_fx.quantize.rounding import is_stochastic, round_codes
 from pquant_fx.quantize.static import FixedQuantizer, FormatBuffers
 
 __all__ = ["AccumulatorQuantizer", "CalibratedQuantizer", "DynamicQuantizer", "FixedQuantizer"]
@@ -99,6 +104,10 @@ class AccumulatorQuantizer(FormatBuffers):
         super().__init__(rounding, overflow, calibrated)
         self.register_buffer("f", self._checked(torch.as_tensor(f, dtype=torch.float32)))
         self._bypassed = False
+        self._shared: tuple[list[tuple[Tensor, int, torch.Size]], Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shared": None}
 
     def bypass(self, on: bool) -> None:
         """Pass values through unrounded, while calibration looks at the rest of the network."""
@@ -131,6 +140,20 @@ class AccumulatorQuantizer(FormatBuffers):
     def forward(self, x: Tensor) -> Tensor:
         """x rounded to multiples of 2^-f; x itself while f is not set, and during calibration."""
         return round_value(x, self.f, self.rounding, self.training) if self._calibrated and not self._bypassed else x
+
+    @classmethod
+    def together(cls, quantizers: Sequence[Self], values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """All values as one vector, where they round in the same way; its scales are kept while nobody exchanges or edits an f."""
+        first, dtype = quantizers[0], values[0].dtype
+        known = all(q.calibrated and not q._bypassed and q.rounding == first.rounding for q in quantizers)
+        if not known or is_stochastic(first.rounding) or is_narrow(values[0]) or not alike(values) or torch.is_inference_mode_enabled():
+            return super().together(quantizers, values)
+        bits = [(q.f, q.f._version, value.shape) for q, value in zip(quantizers, values)]
+        kept = first._shared
+        if kept is None or kept[1].dtype is not dtype or any(a is not f or v != n or s != x for (a, v, s), (f, n, x) in zip(kept[0], bits)):
+            f = flat([q.f.to(dtype).expand_as(value) for q, value in zip(quantizers, values)])
+            first._shared = kept = (bits, f.exp2(), (-f).exp2())
+        return round_values(values, kept[1], kept[2], first.rounding)
 
     def frozen(self, x: Tensor) -> FixedQuantizer:
         """A stored format that holds the rounded `x` exactly: `frozen(x)(x)` equals `self(x)` in eval mode.

@@ -7,7 +7,7 @@ numbers, clipping, scaling and rounding are a handful of in-place kernels, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pquant_fx.formats import OverflowMode, RoundingMode
+from pquant_fx.graph.functions import applied, flat, parts
 from pquant_fx.quantize.rounding import is_stochastic
 
 __all__ = ["Saturation"]
@@ -55,7 +56,12 @@ class Saturation(NamedTuple):
         return self._replace(below=0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        result: Tensor = _Saturate.apply(x, self)  # type: ignore[no-untyped-call]
+        result: Tensor = applied(_Saturate, x, self)
+        return result
+
+    def together(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same of several values, as one vector."""
+        result: tuple[Tensor, ...] = applied(_SaturateAll, self, *values)
         return result
 
     def overwrite(self, x: Tensor) -> Tensor:
@@ -83,6 +89,20 @@ class _Saturate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return ctx.to.gradient(grad, x), None
+
+
+class _SaturateAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, to: Saturation, *values: Tensor) -> tuple[Tensor, ...]:
+        together = flat(values)
+        ctx.save_for_backward(together)
+        ctx.to, ctx.like = to, values  # for their shapes
+        return parts(to.rounded(together), values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (together,) = ctx.saved_tensors
+        return None, *parts(ctx.to.gradient(flat(grads), together), ctx.like)
 
 
 def _beyond(bound: float, toward: float) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from pquant_fx.formats import evaluation_mode, overflow_mode, rounding_mode
 from pquant_fx.graph.batch_correction import Pointwise
 from pquant_fx.graph.dialect import Quantizer
 from pquant_fx.graph.format_text import format_text
+from pquant_fx.graph.functions import alike
 from pquant_fx.quantize.fixed_point import EXPONENT_LIMIT
 from pquant_fx.quantize.kernel import Bits, Grid, quantize_value
 from pquant_fx.quantize.precision import check_precision, is_narrow
@@ -112,7 +113,7 @@ class FixedQuantizer(FormatBuffers):
         super().__init__(rounding, overflow, calibrated)
         self.saturates = saturates
         self._simple: Saturation | None = None
-        self._state: tuple[tuple[Tensor, int], ...] = ()
+        self._state: tuple[tuple[str, Tensor, int], ...] = ()
         self._kept: tuple[tuple[tuple[Tensor, int], ...], torch.dtype, Grid] | None = None
         bits = [b.detach().clone() if isinstance(b, Tensor) else torch.tensor(float(b)) for b in (k, i, f)]
         dtype = torch.float64 if any(b.dtype == torch.float64 for b in bits) else torch.float32
@@ -146,6 +147,15 @@ class FixedQuantizer(FormatBuffers):
             check_precision(self, self._widest, self._magnitude, x)
         grid = None if torch.compiler.is_compiling() else self._grid(x)
         return quantize_value(x, self.k, self.i, self.f, self.rounding, self.overflow, self.training, grid=grid)
+
+    @classmethod
+    def together(cls, quantizers: Sequence[Self], values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Values of one format as one vector."""
+        formats = [q._scalar(x) if q.calibrated else None for q, x in zip(quantizers, values)]
+        first = formats[0]
+        if first is None or any(found != first for found in formats) or not alike(values):
+            return super().together(quantizers, values)
+        return first.together(values)
 
     def pointwise(self, x: Tensor, rectify: bool = False) -> Pointwise | None:
         """One format of a whole value, that has no negative values where a ReLU comes before; None also under the user's hooks."""
@@ -209,17 +219,20 @@ class FixedQuantizer(FormatBuffers):
         if self.f.numel() == 1:
             k, i, f = (int(b) for b in (self.k, self.i, self.f))
             self._simple = Saturation.of(k, i, f, self.rounding, self.overflow)
-            self._state = tuple((b, b._version) for b in (self.k, self.i, self.f))
+            self._state = tuple((name, b, b._version) for name, b in (("k", self.k), ("i", self.i), ("f", self.f)))
 
     def _scalar(self, x: Tensor) -> Saturation | None:
         """The format as numbers, if it is of that kind and x of the dtype for it."""
-        return self._simple if x.dtype == torch.float32 and not is_narrow(x) and self._unchanged() else None
+        if x.dtype != torch.float32 or is_narrow(x) or torch._C._are_functorch_transforms_active():
+            return None
+        return self._simple if self._unchanged() else None
 
     def _unchanged(self) -> bool:
         """Whether the buffers are those that were turned into numbers, and nobody wrote to them since."""
         if torch.compiler.is_compiling():
             return False
-        return all(a is b and v == b._version for (a, v), b in zip(self._state, (self.k, self.i, self.f)))
+        now = self._buffers
+        return all(now[name] is b and b._version == v for name, b, v in self._state)  # nn.Module's getattr is slow
 
     def _checked(self, k: Tensor, i: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = torch.broadcast_shapes(k.shape, i.shape, f.shape)  # type: ignore[no-untyped-call]

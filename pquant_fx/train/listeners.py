@@ -27,13 +27,13 @@ _COUNTS = 100  # exact counts of EBOPs for the history of a training, at the mos
 def listeners_of(model: Compiled, plan: Plan, loop: Loop) -> list[Listener]:
     """Masks first, then formats, which follow the weights that are left; what counts or moves bits comes last.
 
-    Raises TrainingError (PQ412) for a budget where nothing learns bits.
+    Raises TrainingError (PQ412) for a budget where nothing learns bits, and for rewinding to an epoch that the plan does not have.
     """
     gm, training = model.graph_module, model.config.training_parameters
     formats = LearnedFormats(gm, training.bits_freeze, training.fine_tune_formats)
     return [
         *pruning_listeners(gm, loop),
-        *([] if training.rewind == "never" else [Rewind(gm, training, loop)]),
+        *([] if training.rewind == "never" else [Rewind(gm, training, plan, loop)]),
         formats,
         StatisticsFreeze(gm, training.batchnorm_freeze, plan),
         *([] if loop.retrace is None else [RangeTrace(plan, loop.retrace)]),

@@ -17,6 +17,7 @@ from pquant_fx.train.compiled import compiled_model
 from pquant_fx.train.data import device_of, input_batches
 from pquant_fx.train.loop import Loop, loop_around
 from pquant_fx.train.pruning import masks_of, sparsity
+from pquant_fx.train.quantized_weights import show_quantized
 
 __all__ = ["prune_by_wanda"]
 
@@ -42,6 +43,7 @@ def prune_by_wanda(model: nn.Module, batches: Any) -> float:
         raise TrainingError(Problem("PQ412", what, "compile with pruning_parameters: {pruning_method: wanda}, and prune once"))
     members = [Member(mask, attribute_at(gm, path)) for mask, path in found]
     read = _read(gm, batches, max(mask.settings.t_delta for mask, _ in found))
+    show_quantized(gm)
     groups: dict[object, list[Member]] = {}
     for member in members:
         groups.setdefault(member.mask.settings, []).append(member)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pquant_fx.graph.dialect import Mask, attribute_at, module_of
+from pquant_fx.errors import PQuantWarning
+from pquant_fx.graph.dialect import Mask, attribute_at, module_of, owner_of
 from pquant_fx.graph.fusion import statistics_of
 from pquant_fx.prune import Member, Members, Pruner
 from pquant_fx.train.events import EpochEnd, EpochStart, Event, Listener, RoundEnd, StageEnd, StageStart, StepEnd
 from pquant_fx.train.loop import Loop
+from pquant_fx.train.quantized_weights import show_quantized
 
 __all__ = ["PruningStages", "masks_of", "pruning_listeners", "sparsity"]
 
@@ -39,9 +43,12 @@ class PruningStages:
         found: dict[tuple[type[Pruner], object], list[tuple[Pruner, str]]] = {}
         for mask, path in pruners:
             found.setdefault((type(mask), mask.settings), []).append((mask, path))
+        self._owners = {path: owner_of(gm, path) for _, path in pruners}
         self._groups: list[Group] = [(method, members) for (method, _), members in found.items()]
         self._statistics = list(dict.fromkeys(statistics_of(gm)))
         self._adds_loss = any(_adds(type(mask)) for mask, _ in pruners)
+        self._records: list[Any] = [record for mask, _ in pruners if (record := getattr(mask, "record", None)) is not None]
+        self._quantized = any(mask.seen is not None for mask, _ in pruners)
         self._measures = any(type(mask).measured.__func__ is not Pruner.measured.__func__ for mask, _ in pruners)  # type: ignore[attr-defined]
 
     def __call__(self, event: Event) -> None:
@@ -52,8 +59,7 @@ class PruningStages:
             self._tell(event)
         elif event.stage == "fine_tuning" and isinstance(event, StageStart | StepEnd):
             if isinstance(event, StageStart):
-                for mask, path in self._pruners:
-                    mask.fix_(_weight(self._gm, path))
+                self._fix()
             self._reapply()
 
     def loss(self) -> Tensor | None:
@@ -62,24 +68,42 @@ class PruningStages:
             return None
         found = []
         for method, masks in self._groups:
-            members = [Member(mask, _weight(self._gm, path)) for mask, path in masks if mask.is_training]
+            members = [Member(mask, self._weight(path)) for mask, path in masks if mask.is_training]
             if members and (term := method.loss(members)) is not None:
                 found.append(term)
         return found[0] if len(found) == 1 else torch.stack(found).sum() if found else None
+
+    def _weight(self, path: str) -> Tensor:
+        """The tensor of today: `.to()` and `load_state_dict(assign=True)` may have replaced yesterday's."""
+        owner, name = self._owners[path]
+        found: Tensor = getattr(owner, name)
+        return found
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, StepEnd):
             for statistics in self._statistics:
                 if statistics.is_collecting:
                     statistics.gather(self._loop.add_ranks)
+            for record in self._records:
+                record.gather(self._loop.add_ranks)
+        if self._quantized:
+            show_quantized(self._gm)
         for method, masks in self._groups:
-            members = [Member(mask, _weight(self._gm, path)) for mask, path in masks if not mask.is_fixed]
+            members = [Member(mask, self._weight(path)) for mask, path in masks if not mask.is_fixed]
             if members:
                 _hook(method, members, event)
 
+    def _fix(self) -> None:
+        if self._quantized:
+            show_quantized(self._gm)
+        for mask, path in self._pruners:
+            mask.fix_(self._weight(path))
+            if mask.mask.numel() and not mask.mask.any():
+                warnings.warn(PQuantWarning(_dead(mask, path)), stacklevel=2)
+
     def _reapply(self) -> None:
         for mask, path in self._pruners:
-            mask.reapply_(_weight(self._gm, path), self._loop.optimizer)
+            mask.reapply_(self._weight(path), self._loop.optimizer)
 
 
 def _hook(method: type[Pruner], members: Members, event: Event) -> None:
@@ -99,6 +123,12 @@ def _hook(method: type[Pruner], members: Members, event: Event) -> None:
         method.measured(members, event.loss)
 
 
+def _dead(mask: Pruner, path: str) -> str:
+    layer, method, count = path.rpartition(".")[0] or path, mask.settings.pruning_method, mask.mask.numel()
+    what = f"layer '{layer}' is dead: '{method}' removed all {count} weights of '{path}' (sparsity 1), so that it gives a constant"
+    return f"{what}; prune it less by {mask.settings.gentler}, in a rule of its own under `layers`, or spare it with `prune: false`"
+
+
 def _adds(method: type[Pruner]) -> bool:
     """Whether the method has anything to say about the loss."""
     return method.penalty is not Pruner.penalty or method.loss.__func__ is not Pruner.loss.__func__  # type: ignore[attr-defined]
@@ -116,17 +146,10 @@ def masks_of(gm: GraphModule) -> list[tuple[Mask, str]]:
 
 def sparsity(gm: GraphModule) -> float:
     """Fraction of all maskable weights that the masks remove; 0 when there is no mask."""
-    masks = [(mask, _weight(gm, path).detach()) for mask, path in masks_of(gm)]
+    masks = [(mask, attribute_at(gm, path).detach()) for mask, path in masks_of(gm)]
     if not masks:
         return 0.0
     counts = torch.tensor([weight.numel() for _, weight in masks], dtype=torch.float64)
     with torch.no_grad():
         removed = torch.stack([mask.sparsity(weight).double().cpu() for mask, weight in masks])
     return float((removed * counts).sum() / counts.sum())
-
-
-def _weight(gm: GraphModule, path: str) -> Tensor:
-    """The tensor of today: `.to()` and `load_state_dict(assign=True)` may have replaced yesterday's."""
-    found = attribute_at(gm, path)
-    assert isinstance(found, Tensor)
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
@@ -61,7 +62,7 @@ class Session:
         told: tuple[object, ...] = self._listeners
         self._adding = [x for x in told if isinstance(x, AddsLoss)]
         self._measuring = [x for x in told if isinstance(x, Measures)]
-        self._stateful = {type(x).__name__: x for x in told if isinstance(x, Stateful)}
+        self._stateful = _named([x for x in told if isinstance(x, Stateful)])
         self._steps = 0  # in the running epoch
         self._in_epoch = False
         self._begun = 0  # stages begun
@@ -212,6 +213,17 @@ class Session:
             what = f"{call}() was called after the last of {self.plan.epochs} epochs"
             raise TrainingError(Problem("PQ412", what, "announce more epochs when the session is made"))
         self._open()
+
+
+def _named(listeners: Sequence[Stateful]) -> dict[str, Stateful]:
+    """Each listener by its class; of several of one class the second is `Name 2`, in the order in which they are told."""
+    found: dict[str, Stateful] = {}
+    seen: Counter[str] = Counter()
+    for listener in listeners:
+        name = type(listener).__name__
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} {seen[name]}"] = listener
+    return found
 
 
 def session(model: nn.Module, epochs: int, steps_per_epoch: int, optimizer: Optimizer | None = None) -> Session:
