@@ -1,0 +1,1 @@
+"""Random networks through every engine: `python -m benchmarks.fuzz --help`."""
