@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pquant_fx.compiled import CompiledModel
 from pquant_fx.errors import InputError, LoweringError, Problem
+from pquant_fx.frozen_rtl import RtlTargets
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
 from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
 from pquant_fx.graph.format_text import format_texts
 from pquant_fx.graph.info import place
-from pquant_fx.graph.inputs import bind_inputs, input_problems, not_finite
+from pquant_fx.graph.inputs import InputSpec, bind_inputs, input_problems, not_finite
 from pquant_fx.graph.removed_channels import removed_channels
 from pquant_fx.graph.support import unsupported
 from pquant_fx.graph.text import text
@@ -30,12 +31,13 @@ from pquant_fx.quantize import HGQData
 from pquant_fx.quantize.protocols import Observable
 
 if TYPE_CHECKING:
+    from pquant_fx.config import Config
     from pquant_fx.estimate import Ebops
     from pquant_fx.estimate.zeros import Zeros
     from pquant_fx.lower.hls4ml.project import HlsProject
     from pquant_fx.lower.verify import VerifyReport
 
-__all__ = ["FrozenModel", "freeze"]
+__all__ = ["FrozenModel", "Origin", "freeze"]
 
 TARGETS = ("integer", "onnx", "qonnx", "hls4ml")
 
@@ -92,7 +94,19 @@ def _refuse_nan(gm: GraphModule) -> None:
         raise LoweringError(problems)
 
 
-class FrozenModel(nn.Module):
+class Origin(Protocol):
+    """What a frozen model keeps of where it comes from: a compiled model, or a file."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+    @property
+    def _inputs(self) -> Mapping[str, InputSpec]: ...
+    def _counting(self) -> dict[str, Any]: ...
+
+
+class FrozenModel(RtlTargets, nn.Module):
     """A network of integers times powers of two. Evaluation only: `train()` leaves it as it is.
 
     Every target computes the same bits: `forward` in torch, `integer`, and what `to_onnx`, `to_qonnx`, `to_hls4ml` write.
@@ -101,17 +115,17 @@ class FrozenModel(nn.Module):
 
     graph_module: GraphModule
 
-    def __init__(self, gm: GraphModule, formats: FormatMap, compiled: CompiledModel) -> None:
+    def __init__(self, gm: GraphModule, formats: FormatMap, origin: Origin) -> None:
         super().__init__()
-        self.config = compiled.config
-        self.input_names = compiled.input_names
+        self.config = origin.config
+        self.input_names = origin.input_names
         self.formats = formats
         self.removed = removed_channels(gm)
         self.dtype = compute_dtype(gm, self.formats)
         self._narrow = _narrow_outputs(gm, formats)
         self.graph_module = gm.to(self.dtype)
-        self._inputs = dict(compiled._inputs)
-        self._counting = compiled._counting()
+        self._inputs = dict(origin._inputs)
+        self._counting = origin._counting()
         self._double: GraphModule | None = None
         self._projects: dict[str, HlsProject] = {}
         super().train(False)
