@@ -21,6 +21,7 @@ from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
 from pquant_fx.graph.format_text import format_texts
 from pquant_fx.graph.info import place
 from pquant_fx.graph.inputs import InputSpec, bind_inputs, input_problems, not_finite
+from pquant_fx.graph.proofs import Proofs, proofs_of
 from pquant_fx.graph.removed_channels import removed_channels
 from pquant_fx.graph.support import unsupported
 from pquant_fx.graph.text import text
@@ -193,11 +194,13 @@ class FrozenModel(RtlTargets, nn.Module):
             self.to_qonnx(), output_dir, backend=backend, io_type=io_type, part=part, clock_period=clock_period, overwrite=overwrite
         )
 
-    def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel") -> VerifyReport:
+    def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel", *, stress: int = 32) -> VerifyReport:
         """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference, but names the
-        first node at which an engine leaves torch. qonnx runs in float64 (its row says so) where 24 bits do not hold every value.
+        nodes at which an engine leaves torch and searches the worst input of the first. qonnx runs in float64 (its row says so)
+        where 24 bits do not hold every value.
 
         x: a tensor, or a tuple of tensors or a dict for several inputs; float64 is rounded to float32 first, for all engines alike.
+        stress: so many samples more, made of x: ties and their neighbours, saturating and wrapping values.
         Raises InputError: PQ409 for other shapes or no sample, PQ305 for NaN or infinity; ConfigError (PQ405) for unknown names, or none.
         """
         from pquant_fx.lower.engines import verify
@@ -209,7 +212,7 @@ class FrozenModel(RtlTargets, nn.Module):
         if problems:
             raise InputError(problems)
         inputs = [x.float() if x.is_floating_point() else x for x in inputs]  # what every engine takes
-        return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type)
+        return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type, stress)
 
     def ebops(self) -> Ebops:
         """Exact effective bit operations of one sample, in total and node by node: those of the compiled model, see there, without what
@@ -227,6 +230,10 @@ class FrozenModel(RtlTargets, nn.Module):
         from pquant_fx.estimate.zeros import zeros_of
 
         return zeros_of(self.graph_module, strategy, reuse_factor)
+
+    def proofs(self) -> Proofs:
+        """What holds for every input that the circuit can see: which quantizers never overflow or round, how wide sums get."""
+        return proofs_of(self.graph_module, self.formats)
 
     def text(self) -> str:
         """The graph, one node a line, with shapes, formats, module paths and source lines."""
