@@ -26,7 +26,7 @@ ALLOWED = {
     "tabular": set(),
     "estimate": {"graph", "formats", "errors", "tabular"},
     "passes": {"graph", "quantize", "prune", "config", "formats", "estimate", "errors", "registry"},
-    "lower": {"graph", "quantize", "formats", "errors", "files", "registry"},
+    "lower": {"graph", "quantize", "formats", "errors", "files", "registry", "tabular"},
     "train": {"graph", "quantize", "prune", "config", "estimate", "formats", "errors", "registry", "files"},
     "report": {"estimate", "graph", "lower", "formats", "errors", "files", "tabular"},
     "example_inputs": {"errors", "graph"},
