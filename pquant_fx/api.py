@@ -141,6 +141,11 @@ def _onnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     return ()
 
 
+def _qcdq_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+    compiled.freeze().to_qcdq(opset=21)
+    return ()
+
+
 def _qonnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     compiled.freeze().to_qonnx()
     return ()
@@ -152,4 +157,10 @@ def _hls4ml_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     return tuple(check_hls4ml(compiled.freeze().to_qonnx()))
 
 
-_TARGETS = {"integer": _integer_problems, "onnx": _onnx_problems, "qonnx": _qonnx_problems, "hls4ml": _hls4ml_problems}
+_TARGETS = {
+    "integer": _integer_problems,
+    "onnx": _onnx_problems,
+    "qcdq": _qcdq_problems,
+    "qonnx": _qonnx_problems,
+    "hls4ml": _hls4ml_problems,
+}

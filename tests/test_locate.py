@@ -44,7 +44,7 @@ class WrongProject:
 def test_the_first_node_that_differs_is_named(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = frozen()
     assert done.verify(X, targets=("integer", "onnx", "qonnx")).ok
-    monkeypatch.setitem(plain._TABLE, F.relu, wrong_relu)
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
     monkeypatch.setitem(ops.TABLE, F.relu, wrong_relu)
     monkeypatch.setattr(convert, "to_hls4ml", WrongProject)
     report = done.verify(X, targets=("integer", engine))
@@ -64,7 +64,7 @@ def test_a_report_survives_an_engine_that_can_not_show_its_values(monkeypatch: p
     from pquant_fx.lower import engines
 
     done = frozen()
-    monkeypatch.setitem(plain._TABLE, F.relu, wrong_relu)
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
     monkeypatch.setitem(engines.ENGINE_VALUES, "onnx", fails)
     report = done.verify(X, targets=("onnx",))
     assert report.first_difference is not None
@@ -74,7 +74,7 @@ def test_a_report_survives_an_engine_that_can_not_show_its_values(monkeypatch: p
 
 def test_the_nodes_that_differ_come_with_lsbs_share_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
     done = frozen()
-    monkeypatch.setitem(plain._TABLE, F.relu, wrong_relu)
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
     report = done.verify(X, targets=("onnx",), stress=0)
     order = [n.name for n in done.graph_module.graph.nodes]
     assert [order.index(n.node) for n in report.nodes] == sorted(order.index(n.node) for n in report.nodes)
@@ -96,7 +96,7 @@ def test_the_search_finds_the_worst_input_there_is(monkeypatch: pytest.MonkeyPat
     done = pq.compile(
         torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)), config, torch.randn(64, 2)
     ).freeze()
-    monkeypatch.setitem(plain._TABLE, F.relu, wrong_relu)
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
     report = done.verify(torch.full((3, 2), 0.5), targets=("onnx",), stress=0)
     first = report.nodes[0]
     grid = torch.arange(-8, 8) / 2.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pquant_fx.graph.analysis import FormatMap
+from pquant_fx.lower.onnx.graph import Version
 
 __all__ = ["ENGINE_VALUES", "QONNX_BATCH", "Graphed", "NodeValues", "Run", "arrays", "is_wide", "qonnx_run"]
 
@@ -73,6 +74,15 @@ def _onnx(frozen: Graphed, io_type: str, kept: ExitStack) -> Run:
     return lambda inputs: values(run_onnxruntime(model, arrays(inputs)))
 
 
+def _qcdq(frozen: Graphed, io_type: str, kept: ExitStack) -> Run:
+    from pquant_fx.lower.onnx.qcdq import qcdq_emission
+    from pquant_fx.lower.onnx.run import run_onnxruntime
+    from pquant_fx.lower.onnx.trace import traced
+
+    model, values = traced(qcdq_emission(frozen.graph_module, formats=frozen.formats, version=Version(opset=21)))
+    return lambda inputs: values(run_onnxruntime(model, arrays(inputs)))
+
+
 def _qonnx(frozen: Graphed, io_type: str, kept: ExitStack) -> Run:
     from pquant_fx.lower.onnx.qonnx import qonnx_emission
     from pquant_fx.lower.onnx.trace import traced
@@ -113,5 +123,6 @@ ENGINE_VALUES: dict[str, Callable[[Graphed, str, ExitStack], Run]] = {
     "onnx": _onnx,
     "qonnx": _qonnx,
     "hls4ml": _hls4ml,
+    "qcdq": _qcdq,
 }
 """Engine -> (frozen, io_type, what to close at the end) -> inputs -> values by node name."""

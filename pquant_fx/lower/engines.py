@@ -114,6 +114,14 @@ def _onnx(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
     return [np.asarray(v, dtype=np.float64) for v in run_onnxruntime(frozen.to_onnx(), arrays(inputs))]
 
 
+def _qcdq(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
+    from pquant_fx.lower.onnx.qcdq import to_qcdq
+    from pquant_fx.lower.onnx.run import run_onnxruntime
+
+    model = to_qcdq(frozen.graph_module, formats=frozen.formats, opset=21)
+    return [np.asarray(v, dtype=np.float64) for v in run_onnxruntime(model, arrays(inputs))]
+
+
 def _qonnx(frozen: Frozen, inputs: list[Tensor], io_type: str) -> Values:
     from pquant_fx.lower.onnx.qonnx import to_qonnx
 
@@ -138,4 +146,5 @@ ENGINES: dict[str, Callable[[Frozen, list[Tensor], str], Values]] = {
     "onnx": _onnx,
     "qonnx": _qonnx,
     "hls4ml": _hls4ml,
+    "qcdq": _qcdq,
 }
