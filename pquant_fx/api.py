@@ -99,8 +99,9 @@ class CheckReport:
 
 
 def check(model: nn.Module, example_inputs: Any = None, target: str = "hls4ml", *, config: ConfigLike = "fixed8") -> CheckReport:
-    """List everything that would stop `model` on its way to `target` ("integer", "onnx", "qonnx" or "hls4ml"); changes nothing.
+    """List everything that would stop `model` on its way to `target`; changes nothing.
 
+    target: "integer", "onnx", "qcdq", "qonnx", "finn" or "hls4ml".
     Raises ConfigError (PQ405) for an unknown target; what the model does wrong is reported, not raised.
     """
     if target not in _TARGETS:
@@ -146,6 +147,11 @@ def _qcdq_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     return ()
 
 
+def _finn_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+    compiled.freeze().to_finn()
+    return ()
+
+
 def _qonnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     compiled.freeze().to_qonnx()
     return ()
@@ -161,6 +167,7 @@ _TARGETS = {
     "integer": _integer_problems,
     "onnx": _onnx_problems,
     "qcdq": _qcdq_problems,
+    "finn": _finn_problems,
     "qonnx": _qonnx_problems,
     "hls4ml": _hls4ml_problems,
 }

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pquant_fx.compiled import CompiledModel
 from pquant_fx.errors import InputError, LoweringError, Problem
+from pquant_fx.frozen_onnx import OnnxTargets
 from pquant_fx.frozen_rtl import RtlTargets
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
@@ -107,7 +108,7 @@ class Origin(Protocol):
     def _counting(self) -> dict[str, Any]: ...
 
 
-class FrozenModel(RtlTargets, nn.Module):
+class FrozenModel(OnnxTargets, RtlTargets, nn.Module):
     """A network of integers times powers of two. Evaluation only: `train()` leaves it as it is.
 
     Every target computes the same bits: `forward` in torch, `integer`, and what `to_onnx`, `to_qonnx`, `to_hls4ml` write.
@@ -159,21 +160,6 @@ class FrozenModel(RtlTargets, nn.Module):
         return _map_codes(outputs, (lambda c, f: torch.from_numpy(c)) if codes else (lambda c, f: torch.from_numpy(real(c, f))))
 
     # ---- targets
-    def to_qonnx(self, path: str | PathLike[str] | None = None, strict: bool = False) -> Any:
-        """The interchange file: standard operators and `Quant` nodes. Returns the onnx.ModelProto; writes it when `path` is given.
-
-        strict=True raises LoweringError (PQ205, PQ207) instead of using operators of our own domain. OutputError (PQ505).
-        """
-        from pquant_fx.lower.onnx.qonnx import to_qonnx
-
-        return to_qonnx(self.graph_module, path, strict=strict, formats=self.formats)
-
-    def to_onnx(self, path: str | PathLike[str] | None = None) -> Any:
-        """Plain ONNX: standard operators only, any batch size, the same bits in onnxruntime."""
-        from pquant_fx.lower.onnx.plain import to_onnx
-
-        return to_onnx(self.graph_module, path, formats=self.formats)
-
     def to_hls4ml(
         self,
         output_dir: str | PathLike[str],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "compile_", "compiled_model", "demo", "passes", "verify"]
 
 DataFile = Annotated[Path | None, typer.Option("--data", "-d", help="A .npz file: x (or one array an input), and y to train.")]
-Targets = Annotated[str | None, typer.Option("--targets", "-t", help="Engines, separated by commas: integer, onnx, qonnx, hls4ml.")]
+Targets = Annotated[str | None, typer.Option("--targets", "-t", help="Engines, separated by commas: integer, onnx, qcdq, qonnx, hls4ml.")]
 
 
 def demo(
@@ -45,7 +45,7 @@ def check(
     model: ModelName,
     input_shape: InputShape = None,
     input: InputOption = None,
-    target: Annotated[str, typer.Option("--target", help="integer, onnx, qonnx or hls4ml.")] = "hls4ml",
+    target: Annotated[str, typer.Option("--target", help="integer, onnx, qcdq, qonnx, finn or hls4ml.")] = "hls4ml",
     config: ConfigName = "fixed8",
     set_: SetOption = None,
     json: Json = False,
