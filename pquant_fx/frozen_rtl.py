@@ -38,19 +38,21 @@ class RtlTargets:
         flavor: str = "verilog",
         ternary_adders: bool = False,
         part: str = "xcvu13p-flga2577-2-e",
+        structure: str = "flat",
         overwrite: bool = False,
     ) -> RtlProject:
         """Verilog or VHDL of the fully unrolled network, one result a clock cycle, by alkaid (Sun et al. 2024, da4ml).
 
         x: real samples to compare alkaid's interpreter with ours on; it is always compared on samples that reach the corners of the
         formats. clock_period in ns; latency_cutoff: the longest a pipeline stage may take by alkaid's delay model in ns (default: the
-        clock period; 0: no registers); flavor: verilog or vhdl; ternary_adders: for vendors' tools; part: for their scripts.
+        clock period; 0: no registers); flavor: verilog or vhdl; ternary_adders: for vendors' tools; part: for their scripts;
+        structure: flat (one circuit) or layers (a module a layer, used for every position: for larger convolutional networks).
         Raises LoweringError with every node that alkaid can not express (PQ201, PQ202, PQ303), or computes wrongly (PQ511); InputError
         (PQ305, PQ409) for x; ConfigError (PQ405, PQ407); OutputError (PQ505, PQ506); ExtraMissingError (PQ503) without alkaid.
         """
         from pquant_fx.lower.rtl.project import RtlSettings, to_rtl
 
-        settings = RtlSettings(clock_period, latency_cutoff, flavor, ternary_adders, part)
+        settings = RtlSettings(clock_period, latency_cutoff, flavor, ternary_adders, part, structure)
         return to_rtl(self.graph_module, self.formats, output_dir, settings, self.samples(x), overwrite)
 
     def synthesize(

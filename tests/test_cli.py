@@ -70,7 +70,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 # ---- usage and configuration
-@pytest.mark.parametrize("command", ["demo", "check", "compile", "verify", "passes", "config template", "config show"])
+@pytest.mark.parametrize("command", ["demo", "check", "compile", "verify", "import", "passes", "config template", "config show"])
 def test_the_help_of_every_command_holds_an_example(run: Run, command: str) -> None:
     code, out, _ = run(*command.split(), "--help")
     assert code == 0

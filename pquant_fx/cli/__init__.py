@@ -16,6 +16,7 @@ import typer
 
 from pquant_fx.cli.commands import check, compile_, demo, passes, verify
 from pquant_fx.cli.config import show, template
+from pquant_fx.cli.imports import import_
 from pquant_fx.cli.output import as_json, problem_data, problem_text
 from pquant_fx.cli.rtl import estimate, rtl, synthesize
 from pquant_fx.errors import PQuantError, PQuantWarning
@@ -68,6 +69,7 @@ def _app() -> typer.Typer:
     app.command("estimate", short_help="LUTs, flip-flops and latency before any tool has run.")(estimate)
     app.command("rtl", short_help="Write Verilog or VHDL and simulate it.")(rtl)
     app.command("synthesize", short_help="Count LUTs, flip-flops and logic depth with yosys.")(synthesize)
+    app.command("import", short_help="Read a QONNX file of another tool.")(import_)
     app.command("passes", short_help="List the passes of compile and freeze.")(passes)
     config = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Write and look at configurations. Example: pquant-fx config show fixed8"

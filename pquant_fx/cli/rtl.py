@@ -24,6 +24,7 @@ Cutoff = Annotated[
     float | None, typer.Option("--latency-cutoff", help="ns that a pipeline stage may take; by default the clock period, 0: no registers.")
 ]
 Ternary = Annotated[bool, typer.Option("--ternary-adders", help="Adders of three terms, for vendors' tools.")]
+Structure = Annotated[str, typer.Option("--structure", help="flat: one circuit; layers: a module a layer, for every position the same.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the RTL of another design in that directory.")]
 _SAMPLES = 256
 
@@ -58,6 +59,7 @@ def rtl(
     clock_period: Clock = 5.0,
     latency_cutoff: Cutoff = None,
     ternary_adders: Ternary = False,
+    structure: Structure = "flat",
     samples: Annotated[int, typer.Option(min=0, help="Samples to simulate; 0: no simulation.")] = 20,
     overwrite: Overwrite = False,
     input_shape: InputShape = None,
@@ -73,7 +75,7 @@ def rtl(
     with aside():
         project = frozen.to_rtl(
             out, x, clock_period=clock_period, latency_cutoff=latency_cutoff, flavor=flavor, ternary_adders=ternary_adders,
-            overwrite=overwrite,
+            structure=structure, overwrite=overwrite,
         )  # fmt: skip
         report = project.simulate(frozen.samples(x), samples) if samples else None
     facts = {"out": str(project.path), "cycles": project.cycles, "register_bits": project.register_bits, "adder_cost": project.adder_cost}
@@ -95,6 +97,7 @@ def synthesize(
     clock_period: Clock = 5.0,
     latency_cutoff: Cutoff = None,
     ternary_adders: Ternary = False,
+    structure: Structure = "flat",
     timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="A picture of the stages: .png, .svg or .pdf.")] = None,
     overwrite: Overwrite = False,
@@ -111,7 +114,7 @@ def synthesize(
     with aside():
         found = frozen.synthesize(
             out, x, flow=flow, family=family, timeout=timeout, clock_period=clock_period, latency_cutoff=latency_cutoff,
-            ternary_adders=ternary_adders, overwrite=overwrite,
+            ternary_adders=ternary_adders, structure=structure, overwrite=overwrite,
         )  # fmt: skip
         if plot is not None:
             found.plot(plot)

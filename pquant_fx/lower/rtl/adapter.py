@@ -11,7 +11,7 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,7 +28,9 @@ __all__ = [
     "constant",
     "field",
     "interpret",
+    "leaves",
     "logic",
+    "pipeline_model",
     "require_alkaid",
     "rtl_model",
     "table",
@@ -127,10 +129,14 @@ def _pairs(waiting: list[Any]) -> Iterator[Any]:
 
 
 class Solver:
-    """Products of constant matrices with vectors, each kind solved once: positions of a convolution share their adder graph."""
+    """Products of constant matrices with vectors, each kind solved once: positions of a convolution share their adder graph.
 
-    def __init__(self) -> None:
+    filler: what stands for padding of a convolution beside a given variable; by default the constant 0.
+    """
+
+    def __init__(self, filler: Callable[[Any], Any] | None = None) -> None:
         self._solved: dict[Any, Any] = {}
+        self.filler = filler
 
     def __call__(self, x: Symbols, w: NDArray[np.float64]) -> Symbols:
         """x (rows, K), w (K, O) of at most 24-bit codes -> (rows, O)."""
@@ -163,18 +169,46 @@ class Solver:
         return made
 
 
-def logic(inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+def logic(inputs: Sequence[Any], outputs: Sequence[Any], optimize: bool = True) -> Any:
     """The combinational program from the inputs to the outputs; every input keeps its place, used or not."""
     from alkaid.trace.tracer import trace
 
     with _deep():
-        return trace(list(inputs), list(outputs), keep_dead_inputs=True)
+        return trace(list(inputs), list(outputs), optimize=optimize, keep_dead_inputs=True)
+
+
+def leaves(outputs: Sequence[Any]) -> list[Any]:
+    """The inputs that the outputs depend on, in the order in which a walk from the outputs meets them: the same for equal circuits."""
+    seen: set[Any] = set()
+    met, stack = [], list(reversed(outputs))
+    while stack:
+        v = stack.pop()
+        if v.id in seen:
+            continue
+        seen.add(v.id)
+        if v.opr == "new":
+            met.append(v * (1.0 / v._factor))
+        stack += reversed(v._from)
+    return met
 
 
 def interpret(program: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
     """What the program computes of real inputs (samples, inputs), by alkaid's interpreter: (samples, outputs)."""
     made: NDArray[np.float64] = program.predict(np.ascontiguousarray(x, dtype=np.float64), n_threads=1)
     return made
+
+
+def pipeline_model(program: Any, folder: Path, name: str, *, latency_cutoff: float, part: str, clock_period: float) -> Any:
+    """Like `rtl_model`, for a part of a larger design: registers behind every stage, none in front."""
+    from alkaid.codegen.rtl import RTLModel
+    from alkaid.trace import to_pipeline
+
+    with _deep(), contextlib.redirect_stdout(io.StringIO()):
+        if latency_cutoff > 0:
+            fsm = to_pipeline(program, latency_cutoff=latency_cutoff, verbose=False, reg_inp=False)
+        else:
+            fsm = to_pipeline(program, n_stages=1, verbose=False, reg_inp=False, reg_out=False)
+        return RTLModel(fsm, folder, name, "verilog", print_latency=False, part_name=part, clock_period=clock_period, ternary_fuse=False)
 
 
 def rtl_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -23,11 +23,13 @@ from pquant_fx.graph.values import output_of
 from pquant_fx.lower.integer import IntegerInterpreter
 from pquant_fx.lower.integer_ops import OPERATORS as MOVES
 from pquant_fx.lower.integer_ops import Codes, real
-from pquant_fx.lower.rtl.adapter import Solver, Symbols, logic, require_alkaid, variables
-from pquant_fx.lower.rtl.operators import OPERATORS, SUMS_OF_PRODUCTS, each
+from pquant_fx.lower.rtl.adapter import Solver, Symbols, interpret, logic, require_alkaid, variables
+from pquant_fx.lower.rtl.elements import each
+from pquant_fx.lower.rtl.operators import OPERATORS
+from pquant_fx.lower.rtl.products import SUMS_OF_PRODUCTS
 from pquant_fx.lower.rtl.quantizing import quantized
 
-__all__ = ["Circuit", "Port", "build_circuit", "flattened", "symbolic_outputs"]
+__all__ = ["Builder", "Circuit", "Design", "Port", "Reals", "build_circuit", "flattened", "ports_of", "rounded", "symbolic_outputs"]
 
 
 @dataclass(frozen=True)
@@ -46,28 +48,63 @@ class Port:
 
 
 @dataclass(frozen=True)
-class _Reals:
+class Reals:
     """Numbers that no quantizer has rounded: for each element, which element of the inputs it is, counted from 1; 0 is the number 0."""
 
     index: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Circuit:
-    """A program of alkaid that computes a frozen graph on the codes of its input quantizers.
+class Design:
+    """What computes a frozen graph on the codes of its input quantizers.
 
     inputs: the values of the quantizers that see the network's real inputs, in graph order; outputs: of the network, in order of
-    its result's structure. `values`: the variables of every node. `sources`: for each input port, which numbers it rounds.
+    its result's structure. sources: for each input port, which numbers it rounds, counted from 1 over all inputs.
     """
 
     gm: GraphModule
     formats: FormatMap
-    program: Any
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    sources: tuple[NDArray[np.int64], ...] = field(repr=False)
+
+    @property
+    def input_kif(self) -> NDArray[np.int64]:
+        """Formats of the inputs' elements that have bits, side by side: (3, elements)."""
+        return np.concatenate([np.stack([a.ravel() for a in p.kif])[:, p.used] for p in self.inputs], axis=1)
+
+    @property
+    def output_kif(self) -> NDArray[np.int64]:
+        """Formats of all of the outputs' elements, side by side."""
+        return np.concatenate([np.stack([a.ravel() for a in p.kif]) for p in self.outputs], axis=1)
+
+    def evaluate(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What alkaid's interpreter makes of input codes as real numbers (samples, elements)."""
+        raise NotImplementedError
+
+    def node_values(self, x: NDArray[np.float64]) -> Iterator[tuple[Node, NDArray[np.float64]]]:
+        """The same for single nodes, in order of computation."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Circuit(Design):
+    """One program for the whole network. `values`: the variables of every node; `symbols`: those of the inputs."""
+
+    program: Any
     values: dict[Node, Symbols] = field(repr=False)
     symbols: tuple[Any, ...] = field(repr=False)
-    sources: tuple[NDArray[np.int64], ...] = field(repr=False)
+
+    @property
+    def input_kif(self) -> NDArray[np.int64]:
+        return np.asarray(self.program.inp_kifs, dtype=np.int64)
+
+    def evaluate(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return interpret(self.program, x)
+
+    def node_values(self, x: NDArray[np.float64]) -> Iterator[tuple[Node, NDArray[np.float64]]]:
+        for node, symbols in self.values.items():
+            yield node, interpret(logic(self.symbols, list(symbols.ravel())), x)
 
 
 def symbolic_outputs(gm: GraphModule, formats: FormatMap, inputs: Sequence[Symbols]) -> list[Symbols]:
@@ -75,7 +112,7 @@ def symbolic_outputs(gm: GraphModule, formats: FormatMap, inputs: Sequence[Symbo
 
     Raises like `build_circuit`.
     """
-    builder = _Builder(gm, formats)
+    builder = Builder(gm, formats)
     builder.visit(inputs)
     return [builder.state[n][0] for n in output_of(gm).all_input_nodes if n not in formats.constants]
 
@@ -87,10 +124,30 @@ def build_circuit(gm: GraphModule, formats: FormatMap) -> Circuit:
     ExtraMissingError (PQ503) without alkaid.
     """
     require_alkaid()
-    return _Builder(gm, formats).run()
+    builder = Builder(gm, formats)
+    builder.visit()
+    returned = builder.returned()
+    program = logic(builder.symbols, [v for node in returned for v in builder.state[node].ravel()])
+    outputs = ports_of(builder, returned, np.asarray(program.out_kifs, dtype=np.int64))
+    values = {n: v for n, v in builder.state.items() if not isinstance(v, Reals)}
+    return Circuit(gm, formats, tuple(builder.inputs), outputs, tuple(builder.sources), program, values, tuple(builder.symbols))
 
 
-class _Builder:
+def ports_of(builder: Builder, returned: Sequence[Node], kif: NDArray[np.int64]) -> tuple[Port, ...]:
+    """The output ports; kif: (3, elements) of all of them side by side."""
+    made, start = [], 0
+    for node in returned:
+        shape = builder.state[node].shape[1:]
+        size = int(np.prod(shape))
+        part = kif[:, start : start + size].reshape(3, *shape)
+        made.append(Port(node.name, shape, (part[0], part[1], part[2])))
+        start += size
+    return tuple(made)
+
+
+class Builder:
+    """Walks a frozen graph and computes its nodes on alkaid's variables; every refusal is kept until the end."""
+
     def __init__(self, gm: GraphModule, formats: FormatMap) -> None:
         self.gm, self.formats = gm, formats
         self.solve = Solver()
@@ -100,10 +157,6 @@ class _Builder:
         self.inputs: list[Port] = []
         self.symbols: list[Any] = []
         self.sources: list[NDArray[np.int64]] = []
-
-    def run(self) -> Circuit:
-        self.visit()
-        return self._circuit()
 
     def visit(self, given: Sequence[Symbols] | None = None) -> None:
         """Compute every node; given: variables to use as the network's inputs."""
@@ -115,36 +168,21 @@ class _Builder:
             elif node.op == "placeholder":
                 shape = sample_shape(node) or ()
                 size = int(np.prod(shape))
-                self.state[node] = _Reals(np.arange(count + 1, count + size + 1).reshape(1, *shape))
+                self.state[node] = Reals(np.arange(count + 1, count + size + 1).reshape(1, *shape))
                 count += size
             elif node.op != "output" and node in live and node not in self.formats.constants:
                 self._visit(node)
         if self.problems:
             raise LoweringError(self.problems)
 
-    def _circuit(self) -> Circuit:
-        output = output_of(self.gm)
-        returned = [n for n in output.all_input_nodes if n not in self.formats.constants]
-        if not returned or not self.symbols:
-            what = "the circuit has no inputs" if returned else "every output is a constant"
-            raise LoweringError(
-                Problem("PQ202", f"{what}: there is nothing to build", "look at the formats: did a quantizer lose all of its bits?")
-            )
-        flat = [v for node in returned for v in self.state[node].ravel()]
-        if all(v.low == v.high for v in flat):
-            raise LoweringError(
-                Problem("PQ202", "every output is a constant: there is nothing to build", "look at the formats", place(returned[0]))
-            )
-        program = logic(self.symbols, flat)
-        outputs, kif, start = [], np.asarray(program.out_kifs, dtype=np.int64), 0
-        for node in returned:
-            shape = self.state[node].shape[1:]
-            size = int(np.prod(shape))
-            part = kif[:, start : start + size].reshape(3, *shape)
-            outputs.append(Port(node.name, shape, (part[0], part[1], part[2])))
-            start += size
-        values = {n: v for n, v in self.state.items() if not isinstance(v, _Reals)}
-        return Circuit(self.gm, self.formats, program, tuple(self.inputs), tuple(outputs), values, tuple(self.symbols), tuple(self.sources))
+    def returned(self) -> list[Node]:
+        """The output nodes that are no constants. Raises LoweringError (PQ202) when there is nothing to build."""
+        found = [n for n in output_of(self.gm).all_input_nodes if n not in self.formats.constants]
+        varies = any(v.low != v.high for n in found for v in self.state[n].ravel())
+        if not varies or not self.symbols:
+            what = "every output is a constant: there is nothing to build"
+            raise LoweringError(Problem("PQ202", what, "look at the formats: did a quantizer lose all of its bits?"))
+        return found
 
     # ---- one node
     def _visit(self, node: Node) -> None:
@@ -162,11 +200,11 @@ class _Builder:
         module = module_of(self.gm, node)
         source: Any = self.state.get(node.all_input_nodes[0]) if node.all_input_nodes else None
         if isinstance(module, Quantizer):
-            formats = formats_of(module, source.index.shape[1:] if isinstance(source, _Reals) else source.shape[1:], data=True)
-            return self._port(node, source, formats) if isinstance(source, _Reals) else _rounded(source, formats, module)
+            formats = formats_of(module, source.index.shape[1:] if isinstance(source, Reals) else source.shape[1:], data=True)
+            return self._port(node, source, formats) if isinstance(source, Reals) else rounded(source, formats, module)
         if isinstance(module, IDENTITIES):
             return source
-        if any(isinstance(self.state.get(n), _Reals) for n in node.all_input_nodes):
+        if any(isinstance(self.state.get(n), Reals) for n in node.all_input_nodes):
             return self._moved(node)
         args: Any = map_arg((*node.args, *node.kwargs.values()), cast(Any, self._operand))
         if node.target in SUMS_OF_PRODUCTS:
@@ -179,7 +217,7 @@ class _Builder:
     def _operand(self, node: Node) -> Any:
         return self.state[node] if node in self.state else self.constants[node]
 
-    def _moved(self, node: Node) -> _Reals:
+    def _moved(self, node: Node) -> Reals:
         """Real inputs may be moved about before their quantizer: which element is where is all that changes."""
         op = op_of(node)
         if op is None or op.kind != "grid" or op.name in ("max_pool1d", "max_pool2d", "amax"):
@@ -191,9 +229,9 @@ class _Builder:
             return Codes(self.state[n].index, 0)
 
         args: Any = map_arg((*node.args, *node.kwargs.values()), cast(Any, numbered))
-        return _Reals(MOVES[node.target](*args).codes)  # type: ignore[index]
+        return Reals(MOVES[node.target](*args).codes)  # type: ignore[index]
 
-    def _port(self, node: Node, source: _Reals, formats: Formats) -> Symbols:
+    def _port(self, node: Node, source: Reals, formats: Formats) -> Symbols:
         shape = source.index.shape[1:]
         k, i, f = (np.where(source.index[0] == 0, 0, np.broadcast_to(a, shape)) for a in (formats.k, formats.i, formats.f))
         port = Port(node.name, shape, (k, i, f))
@@ -204,7 +242,7 @@ class _Builder:
         return made[None]
 
 
-def _rounded(x: Symbols, formats: Formats, quantizer: Quantizer) -> Symbols:
+def rounded(x: Symbols, formats: Formats, quantizer: Quantizer) -> Symbols:
     shape = x.shape[1:]
     k, i, f = (np.broadcast_to(a, shape)[None] for a in (formats.k, formats.i, formats.f))
 

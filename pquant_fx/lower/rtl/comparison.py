@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pquant_fx.errors import ConfigError, Problem
-from pquant_fx.lower.rtl.adapter import interpret
 from pquant_fx.lower.rtl.simulate import SIMULATORS, simulate
 from pquant_fx.lower.rtl.tools import TOOLS, found, require_tool, tool_version
 from pquant_fx.lower.rtl.trust import probes, vectors
@@ -51,12 +50,12 @@ def compared(project: RtlProject, x: Sequence[Any] | None, samples: int, tools: 
     missing = [] if tools is not None else [name for name in known if not found(name)]
     inputs = [np.asarray(v, dtype=np.float64)[:samples] for v in x] if x is not None else _spread(probes(circuit), samples)
     entered, expected = vectors(circuit, inputs)
-    kif = [np.asarray(k, dtype=np.int64) for k in (circuit.program.inp_kifs, circuit.program.out_kifs)]
+    kif = circuit.input_kif, circuit.output_kif
 
     def simulated(name: str) -> Callable[[], list[Array]]:
         return lambda: _parts(simulate(project.sources, "net", name, entered, kif[0], kif[1], project.cycles).outputs, circuit)
 
-    engines: dict[str, Callable[[], Any]] = {"alkaid interpreter": lambda: _parts(interpret(circuit.program, entered), circuit)}
+    engines: dict[str, Callable[[], Any]] = {"alkaid interpreter": lambda: _parts(circuit.evaluate(entered), circuit)}
     engines |= {f"RTL in {name} {tool_version(name)}": simulated(name) for name in chosen}
     lsbs = [int(p.kif[2].max(initial=0)) for p in circuit.outputs]
     report = compare_engines(_parts(expected, circuit), lsbs, [p.name for p in circuit.outputs], engines)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cells", "Stage", "Synthesis", "cells_of"]
 
-HEADERS = ("stage", "LUT", "INV", "FF", "carry", "mux", "DSP", "BRAM", "SRL", "depth")
+HEADERS = ("stage", "times", "LUT", "INV", "FF", "carry", "mux", "DSP", "BRAM", "SRL", "depth")
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class Cells:
 
 @dataclass(frozen=True)
 class Stage:
-    """One pipeline stage. registers: bits held at its end (of the first stage also those of the inputs); depth: cells on the longest
-    path, LUTs and carries alike.
+    """One pipeline stage. cells: of one instance; registers: bits held at its end (of the first stage also those of the inputs);
+    depth: cells on the longest path, LUTs and carries alike; instances: how often it is in the design.
     """
 
     name: str
     cells: Cells
     registers: int
     depth: int
+    instances: int = 1
 
 
 def cells_of(counts: Mapping[str, int]) -> Cells:
@@ -87,8 +88,9 @@ class Synthesis:
         """Where the figures come from, in one line."""
         one = self.labels
         ternary = "on" if one["ternary_adders"] else "off"
+        structure = {"flat": "flat", "layers": "a module a layer"}[one.get("structure", "flat")]
         stage = f"latency cutoff {one['latency_cutoff_ns']:g} ns, clock {one['clock_period_ns']:g} ns"
-        return f"{one['tool']} {one['version']}, {one['command']}; alkaid {one['alkaid']}, {stage}, ternary adders {ternary}"
+        return f"{one['tool']} {one['version']}, {one['command']}; alkaid {one['alkaid']}, {structure}, {stage}, ternary adders {ternary}"
 
     def table(self) -> Table:
         return rich_table(HEADERS, self._rows(), "Synthesis", f"{self.source}; {self.seconds:.0f} s", HEADERS[1:])
@@ -106,8 +108,8 @@ class Synthesis:
         return html_table(HEADERS, self._rows(), self.source)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = [_row(s.name, s.cells, s.registers, s.depth) for s in self.stages]
-        return [*rows, _row("design", self.total, self.total.ff, self.depth)]
+        rows = [_row(s.name, s.instances, s.cells, s.registers, s.depth) for s in self.stages]
+        return [*rows, _row("design", 1, self.total, self.total.ff, self.depth)]
 
     # ---- files
     def to_json(self) -> str:
@@ -117,7 +119,7 @@ class Synthesis:
     def from_json(cls, text: str) -> Synthesis:
         """Raises ValueError, KeyError or TypeError for a text that is no result of ours."""
         data = json.loads(text)
-        stages = tuple(Stage(s["name"], Cells(**s["cells"]), s["registers"], s["depth"]) for s in data.pop("stages"))
+        stages = tuple(Stage(**{**s, "cells": Cells(**s["cells"])}) for s in data.pop("stages"))
         return cls(total=Cells(**data.pop("total")), stages=stages, **data)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
@@ -128,8 +130,8 @@ class Synthesis:
             raise ExtraMissingError(Problem("PQ503", "pictures need matplotlib", "pip install 'pquant_fx[rtl]'")) from error
         figure = Figure(figsize=(max(5.0, 0.35 * len(self.stages) + 3), 5.5), layout="constrained")
         rows = (
-            ("LUT", [s.cells.lut for s in self.stages]),
-            ("FF", [s.registers for s in self.stages]),
+            ("LUT", [s.instances * s.cells.lut for s in self.stages]),
+            ("FF", [s.instances * s.registers for s in self.stages]),
             ("depth", [s.depth for s in self.stages]),
         )
         for axes, (name, values) in zip(figure.subplots(3, 1, sharex=True), rows):
@@ -145,6 +147,6 @@ class Synthesis:
         return target
 
 
-def _row(name: str, cells: Cells, registers: int, depth: int) -> tuple[str, ...]:
-    numbers = (cells.lut, cells.inv, registers, cells.carry, cells.mux, cells.dsp)
+def _row(name: str, instances: int, cells: Cells, registers: int, depth: int) -> tuple[str, ...]:
+    numbers = (instances, cells.lut, cells.inv, registers, cells.carry, cells.mux, cells.dsp)
     return (name, *(f"{n:,}" for n in numbers), f"{cells.bram:g}", f"{cells.srl:,}", str(depth))

@@ -7,7 +7,6 @@ samples that reach the corners of its formats, and refused with the first node t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,8 @@ from pquant_fx.errors import LoweringError, Problem
 from pquant_fx.graph.analysis import sample_shape
 from pquant_fx.graph.info import place
 from pquant_fx.lower.integer import IntegerInterpreter
-from pquant_fx.lower.rtl.adapter import alkaid_version, interpret, logic
-from pquant_fx.lower.rtl.circuit import Circuit, flattened
+from pquant_fx.lower.rtl.adapter import alkaid_version
+from pquant_fx.lower.rtl.circuit import Design, flattened
 
 __all__ = ["probes", "require_trust", "vectors"]
 
@@ -26,7 +25,7 @@ Array = NDArray[np.float64]
 _RANDOM, _CORNERS, _OUTSIDE = 600, 300, 100
 
 
-def probes(circuit: Circuit, seed: int = 0) -> list[Array]:
+def probes(circuit: Design, seed: int = 0) -> list[Array]:
     """Real inputs of the network, one array an input, samples first: codes drawn from all over each input's format, smallest and
     largest codes in every mixture, all zeros and single lsbs, ties of the format's grid, and numbers far outside of it.
     """
@@ -47,7 +46,7 @@ def probes(circuit: Circuit, seed: int = 0) -> list[Array]:
     return [x[:, end - size : end].reshape(-1, *shape) for end, size, shape in zip(ends, sizes, shapes)]
 
 
-def _ranges(circuit: Circuit, count: int) -> tuple[Array, Array, Array]:
+def _ranges(circuit: Design, count: int) -> tuple[Array, Array, Array]:
     """Smallest and largest value and finest lsb that any quantizer has for each number of the inputs."""
     low, high, f = np.zeros(count + 1), np.zeros(count + 1), np.zeros(count + 1)
     for port, index in zip(circuit.inputs, circuit.sources):
@@ -60,13 +59,13 @@ def _ranges(circuit: Circuit, count: int) -> tuple[Array, Array, Array]:
     return low[1:], high[1:], 2.0 ** -f[1:]
 
 
-def vectors(circuit: Circuit, inputs: Sequence[Array]) -> tuple[Array, Array]:
+def vectors(circuit: Design, inputs: Sequence[Array]) -> tuple[Array, Array]:
     """(codes of the input ports, outputs) as real numbers, samples first, both by our own interpreter."""
     values = IntegerInterpreter(circuit.gm, circuit.formats).run(*inputs, trace=True)[1]
     return flattened(circuit.inputs, values), _side_by_side([values[p.name] for p in circuit.outputs])
 
 
-def require_trust(circuit: Circuit, inputs: Sequence[Array] | None = None) -> int:
+def require_trust(circuit: Design, inputs: Sequence[Array] | None = None) -> int:
     """Compare on probes, and on real inputs when there are some. Returns how many samples agreed.
 
     Raises LoweringError (PQ511) with the first node, in order of computation, at which alkaid computes another value.
@@ -77,18 +76,17 @@ def require_trust(circuit: Circuit, inputs: Sequence[Array] | None = None) -> in
         values: dict[str, Array] = interpreter.run(*x, trace=True)[1]
         entered = flattened(circuit.inputs, values)
         expected = _side_by_side([values[p.name] for p in circuit.outputs])
-        if not np.array_equal(interpret(circuit.program, entered), expected):
+        if not np.array_equal(circuit.evaluate(entered), expected):
             raise LoweringError(_difference(circuit, entered, values))
         count += len(entered)
     return count
 
 
-def _difference(circuit: Circuit, entered: Array, values: dict[str, Array]) -> Problem:
+def _difference(circuit: Design, entered: Array, values: dict[str, Array]) -> Problem:
     remedy = "give the quantizers around it other formats or modes, or use to_hls4ml; report it to alkaid"
-    for node, symbols in circuit.values.items():
+    for node, got in circuit.node_values(entered):
         if node.name not in values:
             continue
-        got = interpret(logic(circuit.symbols, _flat(symbols)), entered)
         expected = values[node.name].reshape(len(entered), -1)
         if not np.array_equal(got, expected):
             return Problem("PQ511", _what(node, got, expected), remedy, place(node))
@@ -102,10 +100,6 @@ def _what(node: Node, got: Array, expected: Array) -> str:
     at = int(np.argmax(got[first] != expected[first]))
     example = f"{got[first, at]:g} instead of {expected[first, at]:g}"
     return f"alkaid {alkaid_version()} computes '{node.name}' wrongly: {int(wrong.sum())} of {len(wrong)} samples differ, one is {example}"
-
-
-def _flat(symbols: Any) -> list[Any]:
-    return list(symbols.ravel())
 
 
 def _side_by_side(arrays: Sequence[Array]) -> Array:

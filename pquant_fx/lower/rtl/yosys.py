@@ -28,6 +28,8 @@ FAMILIES = ("xcup", "xcu", "xc7", "xc6s", "xc6v")
 _PASSES = 52
 """Steps of synth_xilinx, for the progress bar."""
 _STEP = re.compile(r"^\d+\.(\d+)\. (?:Executing|Printing) ([A-Z_0-9]*)")
+_TREE = re.compile(r"^\s+\w+\s+\d+$\n", re.MULTILINE)
+"""Lines of text that yosys 0.23 mixes into its JSON: which module is in which."""
 _PATH = re.compile(r"Longest topological path in (\S+) \(length=(\d+)\)")
 
 
@@ -50,7 +52,7 @@ def synthesize(project: RtlProject, flow: str, family: str, timeout: float | Non
         (folder / "run.ys").write_text(_script(project, family))
         run_tool([program, "-q", "-v3", "run.ys"], folder, "yosys", timeout=timeout, watch=lambda line: _tell(line, step))
         try:
-            counted = json.loads((folder / "stat.json").read_text())
+            counted = json.loads(_TREE.sub("", (folder / "stat.json").read_text()))
             paths = (folder / "depth.txt").read_text()
         except (OSError, ValueError) as error:
             raise LoweringError(Problem("PQ512", f"yosys wrote no statistics: {error}", "try another version of yosys")) from error
@@ -61,11 +63,12 @@ def synthesize(project: RtlProject, flow: str, family: str, timeout: float | Non
 
 def _script(project: RtlProject, family: str) -> str:
     sources = " ".join(f'"{p.absolute()}"' for p in project.sources)
+    stages = " ".join(s.name for s in project.stages)
     return f"""read_verilog {sources}
-setattr -mod -set keep_hierarchy 1 logic*
+setattr -mod -set keep_hierarchy 1 {" ".join([stages, *project.modules])}
 synth_xilinx -family {family} -top net -flatten -noiopad -noclkbuf
 tee -q -o stat.json stat -json
-tee -q -o depth.txt ltp -noff logic*
+tee -q -o depth.txt ltp -noff {stages}
 """
 
 
@@ -79,10 +82,7 @@ def _result(project: RtlProject, family: str, version: str, counted: dict[str, A
     modules = {name.lstrip("\\"): cells_of(found["num_cells_by_type"]) for name, found in counted["modules"].items()}
     depths = {name.lstrip("\\"): int(length) for name, length in _PATH.findall(paths)}
     empty = cells_of({})
-    stages = tuple(
-        Stage(name, modules.get(name, empty), registers, depths.get(name, 0))
-        for name, registers in zip(project.stages, project.stage_registers)
-    )
+    stages = tuple(Stage(s.name, modules.get(s.name, empty), s.registers, depths.get(s.name, 0), s.instances) for s in project.stages)
     labels = {"tool": "yosys", "version": version, "command": f"synth_xilinx -family {family}, stages kept as modules"}
     return Synthesis(
         cells_of(counted["design"]["num_cells_by_type"]), stages, project.cycles, {**labels, "family": family, **project.settings.labels()},
