@@ -33,6 +33,7 @@ ALLOWED = {
     "compiled": {"config", "errors", "estimate", "example_inputs", "frozen", "graph", "passes", "quantize", "train"},
     "frozen": {"compiled", "config", "errors", "estimate", "graph", "lower", "passes", "quantize"},
     "imported": {"config", "errors", "formats", "frozen", "graph", "lower", "passes", "quantize"},
+    "alkaid_plugin": {"frozen", "lower"},
     "demo": None,
     "api": None,
     "checkpoints": None,

@@ -26,7 +26,8 @@ Targets = Annotated[str | None, typer.Option("--targets", "-t", help="Engines, s
 def demo(
     output: Annotated[str, typer.Option("--out", "-o", help="Directory for the results.")] = "build/demo",
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the compressed training.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two epochs, and no C simulation.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two epochs, no C simulation and no synthesis.")] = False,
+    synthesis: Annotated[bool, typer.Option("--synthesis/--no-synthesis", help="Count LUTs with yosys at the end.")] = True,
 ) -> None:
     """Take a residual network on handwritten digits from training to verified firmware sources.
 
@@ -36,7 +37,7 @@ def demo(
     from pquant_fx.demo import run
 
     engines = [name for name in ALL if not (quick and name == "hls4ml")]
-    result = run(output, epochs=epochs if epochs is not None or not quick else 2, engines=engines)
+    result = run(output, epochs=epochs if epochs is not None or not quick else 2, engines=engines, synthesis=synthesis and not quick)
     print(result)
     raise typer.Exit(0 if result.ok else 1)
 
