@@ -152,6 +152,14 @@ def _finn_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     return ()
 
 
+def _rtl_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+    from pquant_fx.lower.rtl.circuit import build_circuit
+
+    frozen = compiled.freeze()
+    build_circuit(frozen.graph_module, frozen.formats)
+    return ()
+
+
 def _qonnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     compiled.freeze().to_qonnx()
     return ()
@@ -170,4 +178,5 @@ _TARGETS = {
     "finn": _finn_problems,
     "qonnx": _qonnx_problems,
     "hls4ml": _hls4ml_problems,
+    "rtl": _rtl_problems,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_the_closed_form_is_close_to_alkaid_s_count():
 
     torch.manual_seed(1)
     for sizes in ((8, 6, 3), (16, 24, 10), (12, 12, 12, 4)):
-        layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.ReLU())][:-1]
+        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())][:-1]
         model = frozen(nn.Sequential(*layers), torch.randn(50, sizes[0]))
         cost = build_circuit(model.graph_module, model.formats).program.cost
         assert demand(model.graph_module, model.formats).adders == pytest.approx(cost, rel=0.25)

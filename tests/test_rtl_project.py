@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pquant_fx.errors import ConfigError, ExtraMissingError, InputError, LoweringError, OutputError
-from tests.rtl_networks import Everything, frozen, mlp, needs
-
-pytest.importorskip("alkaid")
 from pquant_fx.lower.rtl import comparison, tools
 from pquant_fx.lower.rtl.assembly import _converted
 from pquant_fx.lower.rtl.testbench import packed, unpacked
+from tests.rtl_networks import Everything, frozen, mlp, needs
+
+pytest.importorskip("alkaid")
 
 
 def everything():
@@ -43,7 +43,7 @@ def test_the_interface_says_which_bits_are_which(tmp_path):
 
 
 def test_the_same_design_is_left_and_another_asks_first(tmp_path):
-    model, x = mlp()
+    model, _ = mlp()
     first = model.to_rtl(tmp_path / "rtl")
     mark = first.path / "src" / "net.v"
     before = mark.stat().st_mtime_ns
@@ -95,7 +95,7 @@ def test_verilog_in_iverilog_has_every_bit(tmp_path, options):
 
 @needs("iverilog")
 def test_layers_without_registers(tmp_path):
-    model, x = everything()
+    model, _ = everything()
     project = model.to_rtl(tmp_path / "rtl", structure="layers", latency_cutoff=0)
     assert project.cycles == project.register_bits == 0
     assert project.simulate(samples=20, tools=("iverilog",)).ok
@@ -121,9 +121,7 @@ def test_a_wrong_bit_in_the_sources_is_found(tmp_path):
     model, x = mlp()
     project = model.to_rtl(tmp_path / "rtl")
     file = project.path / "src" / "net.v"
-    text = file.read_text()
-    assert "model_out <=" in text.replace("model_out[", "model_out <=[") or "model_out" in text
-    broken = text.replace("endmodule", "initial force model_out[0] = 1'b1;\nendmodule")
+    broken = file.read_text().replace("endmodule", "initial force model_out[0] = 1'b1;\nendmodule")
     file.write_text(broken)
     report = project.simulate([x.numpy()], 20, tools=("iverilog",))
     assert not report.ok
@@ -157,7 +155,7 @@ def test_a_simulator_that_fails_shows_the_end_of_its_log(tmp_path, monkeypatch):
     assert not report.ok
     assert "exit code 3" in report.report.rows[1].note
     assert "the last line" in report.report.rows[1].note
-    with pytest.raises(LoweringError, match="longer than 0.2 s"):
+    with pytest.raises(LoweringError, match=r"longer than 0\.2 s"):
         tools.run_tool(["/bin/sh", "-c", "sleep 30"], tmp_path, "the tool", timeout=0.2)
     with pytest.raises(LoweringError, match="SIGKILL"):
         tools.run_tool(["/bin/sh", "-c", "kill -9 $$"], tmp_path, "the tool")

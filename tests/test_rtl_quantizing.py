@@ -7,10 +7,10 @@ import pytest
 
 from pquant_fx.formats import OVERFLOW_MODES, ROUNDING_MODES
 from pquant_fx.graph.interval_codes import Formats, quantize_codes
-
-pytest.importorskip("alkaid")
 from pquant_fx.lower.rtl.adapter import field, interpret, logic, variables
 from pquant_fx.lower.rtl.quantizing import quantized
+
+pytest.importorskip("alkaid")
 
 
 def source(rng):

@@ -46,7 +46,7 @@ def check(
     model: ModelName,
     input_shape: InputShape = None,
     input: InputOption = None,
-    target: Annotated[str, typer.Option("--target", help="integer, onnx, qcdq, qonnx, finn or hls4ml.")] = "hls4ml",
+    target: Annotated[str, typer.Option("--target", help="integer, onnx, qcdq, qonnx, finn, hls4ml or rtl.")] = "hls4ml",
     config: ConfigName = "fixed8",
     set_: SetOption = None,
     json: Json = False,
