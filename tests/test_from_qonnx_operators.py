@@ -164,3 +164,24 @@ def test_several_outputs_come_by_name() -> None:
     read = pq.from_qonnx(file.done(file.node("Relu", x, name="positive"), total))
     made = read(torch.tensor([[1.0, -2.0, 0.5, 0.25]]))
     assert {k: v.tolist() for k, v in made.items()} == {"positive_out": [[1.0, 0.0, 0.5, 0.25]], "total_out": [[-0.25]]}
+
+
+NAMES = ["a", "a.b", "type", "half.weight", "0", "in.x", "/layer 1/w:0", "training", "...", "class", "pq", "forward.a", "a_2"]
+
+
+def test_tensors_and_nodes_of_any_name() -> None:
+    """Names that are Python's keywords, methods of modules, parents of each other, or no identifiers at all."""
+    file = ForeignFile()
+    x = file.quant(file.input("1 in:0", 6, 4), 6, 0.125, name="lambda")
+    total = ""
+    for n, name in enumerate(NAMES):
+        held = file.constant(name, rng.normal(size=(4, 3)).round(2))
+        made = file.node("MatMul", x, file.quant(held, 5, 0.25, name=f"{name}/quant"), name=f"{name}!")
+        total = file.node("Add", total, made, name=f"sum{n}") if total else made
+    model = file.done(total)
+    given = stress_values((6, 4), 3, 4.0)
+    expected = run_cleaned(model, given)[0]
+    read = pq.from_qonnx(model)
+    assert np.array_equal(read(torch.from_numpy(given)).numpy(), expected)
+    again = pq.from_qonnx(read.to_qonnx(strict=True))
+    assert np.array_equal(again(torch.from_numpy(given)).numpy(), expected)

@@ -145,3 +145,25 @@ def test_an_input_without_known_sizes() -> None:
     file.input("image", 1, 0, 8)
     file.quant("image", 8, 0.5)
     assert refused(file.done("Quant_0_out")) == {"image": "PQ202"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["mlp", "residual", "per_channel"])
+def test_a_file_with_flipped_bytes_is_read_or_refused_but_never_crashes(name: str, tmp_path: Path) -> None:
+    whole = (FILES / f"{name}.onnx").read_bytes()
+    rng = np.random.default_rng(7)
+    codes = set()
+    for _ in range(120):
+        data = bytearray(whole)
+        for at in rng.integers(0, len(data) - 8, rng.integers(1, 5)):
+            if rng.random() < 0.7:
+                data[at] ^= 1 << int(rng.integers(0, 8))
+            else:
+                del data[at : at + int(rng.integers(1, 9))]
+        (tmp_path / "damaged.onnx").write_bytes(bytes(data))
+        try:
+            pq.from_qonnx(tmp_path / "damaged.onnx")
+            codes.add("read")
+        except pq.PQuantError as error:
+            codes.update(p.code for p in error.problems)
+    assert {"PQ508", "read"} <= codes

@@ -23,6 +23,8 @@ from pquant_fx.quantize.quantizers import FixedQuantizer
 
 __all__ = ["Constant", "Draft", "Grid"]
 
+_PLAIN = nn.Module()
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -225,21 +227,31 @@ class Draft:
         return owner
 
     def _free(self, path: str) -> str:
-        """`path`, or `path_2`, ... where something stands in its way."""
-        found, n = path, 1
+        """`path`, or `path_2`, ... where something stands in its way; without its dots where that is one of its parents."""
+        wanted = path if self._has_parents(path) else path.replace(".", "_")
+        found, n = wanted, 1
         while not self._is_free(found):
             n += 1
-            found = f"{path}_{n}"
+            found = f"{wanted}_{n}"
         return found
 
+    def _has_parents(self, path: str) -> bool:
+        """Whether every parent is a module, or can become one."""
+        owner: nn.Module = self._root
+        for part in path.split(".")[:-1]:
+            if part not in owner._modules:
+                return not hasattr(owner, part)
+            owner = owner.get_submodule(part)
+        return True
+
     def _is_free(self, path: str) -> bool:
-        owner: Any = self._root
+        """Whether neither a tensor of ours nor something that every module has (`half`, `type`) goes by that path."""
+        owner: nn.Module = self._root
         *parents, last = path.split(".")
         for part in parents:
-            if part in owner._modules:
-                owner = owner._modules[part]
-            else:
-                return not hasattr(owner, part) and last.isidentifier() | last.isdigit()
+            if part not in owner._modules:
+                return not hasattr(_PLAIN, last)
+            owner = owner.get_submodule(part)
         return not hasattr(owner, last)
 
 

@@ -38,12 +38,9 @@ def read_graph(model: onnx.ModelProto | str | os.PathLike[str]) -> GraphModule:
     language does not have, PQ202 for options and scales, PQ207 for modes, PQ305 for NaN; ExtraMissingError (PQ503) without onnx.
     """
     require("onnx")
-    from onnx import numpy_helper
-
-    proto = load(model)
-    graph = proto.graph
+    graph = load(model).graph
     label = "model" if not isinstance(model, str | os.PathLike) else Path(model).name
-    held = {t.name: Constant(numpy_helper.to_array(t), t.name) for t in graph.initializer}
+    held = _initializers(graph)
     read = Counter(name for n in graph.node for name in n.input) + Counter(o.name for o in graph.output)
     inputs = [i for i in graph.input if i.name not in held]
     draft = Draft(label, _batch(inputs), read)
@@ -59,6 +56,9 @@ def read_graph(model: onnx.ModelProto | str | os.PathLike[str]) -> GraphModule:
             _read(draft, node, by_input)
         except PQuantError as error:
             problems += [p if p.place.node else replace(p, place=Place(node=node.name)) for p in error.problems]
+        except Exception as error:  # operands of a kind that no operator has: whatever a damaged file makes its reader raise
+            what = f"{node.proto.op_type}: {type(error).__name__}: {error}"
+            problems.append(Problem("PQ508", what, "look at this node's operands and attributes, export again", Place(node=node.name)))
     problems += [
         Problem("PQ202", f"output '{o.name}' is a constant", "leave it out of the file's outputs", Place(node=o.name))
         for o in graph.output
@@ -67,6 +67,27 @@ def read_graph(model: onnx.ModelProto | str | os.PathLike[str]) -> GraphModule:
     if problems:
         raise LoweringError(list(dict.fromkeys(problems)))
     return draft.done(_result(draft, [o.name for o in graph.output]))
+
+
+def _initializers(graph: onnx.GraphProto) -> dict[str, Constant]:
+    """The file's tensors by name. Raises LoweringError (PQ508) with every one that can not be read, and for names that are no text."""
+    from onnx import numpy_helper
+
+    named = [*graph.initializer, *graph.input, *graph.output, *graph.node]
+    texts = [*(n.name for n in named), *(t for n in graph.node for t in (*n.input, *n.output, n.op_type, n.domain))]
+    if any(not isinstance(text, str) for text in texts):
+        raise LoweringError(Problem("PQ508", "a name in the file is no text", "the file is damaged: export it again"))
+    held: dict[str, Constant] = {}
+    problems = []
+    for tensor in graph.initializer:
+        try:
+            held[tensor.name] = Constant(numpy_helper.to_array(tensor), tensor.name)
+        except Exception as error:  # sizes that do not fit, element types that nobody knows
+            what = f"the tensor '{tensor.name}' can not be read: {error}"
+            problems.append(Problem("PQ508", what, "the file is damaged: export it again", Place(node=tensor.name)))
+    if problems:
+        raise LoweringError(problems)
+    return held
 
 
 def _read(draft: Draft, node: Node, by_input: Mapping[str, Node]) -> None:
