@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pquant_fx.graph.observers import Diff, Dump, Timing
     from pquant_fx.graph.passes import Pass, Pipeline, rewrite
     from pquant_fx.graph.rewriter import Rewriter
+    from pquant_fx.imported import from_qonnx
     from pquant_fx.lower.verify import VerifyReport
     from pquant_fx.passes import default_pipeline
     from pquant_fx.quantize import (
@@ -85,6 +86,7 @@ _HOME = {
     "graph.observers": "Diff Dump Timing",
     "graph.passes": "Pass Pipeline rewrite",
     "graph.rewriter": "Rewriter",
+    "imported": "from_qonnx",
     "lower.verify": "VerifyReport",
     "passes": "default_pipeline",
     "quantize": _QUANTIZERS,
@@ -148,6 +150,7 @@ __all__ = [
     "compile",
     "default_pipeline",
     "fixed_point",
+    "from_qonnx",
     "get_model_losses",
     "huggingface_callback",
     "lightning_callback",

@@ -99,8 +99,9 @@ class CheckReport:
 
 
 def check(model: nn.Module, example_inputs: Any = None, target: str = "hls4ml", *, config: ConfigLike = "fixed8") -> CheckReport:
-    """List everything that would stop `model` on its way to `target` ("integer", "onnx", "qonnx" or "hls4ml"); changes nothing.
+    """List everything that would stop `model` on its way to `target`; changes nothing.
 
+    target: "integer", "onnx", "qcdq", "qonnx", "finn" or "hls4ml".
     Raises ConfigError (PQ405) for an unknown target; what the model does wrong is reported, not raised.
     """
     if target not in _TARGETS:
@@ -141,6 +142,24 @@ def _onnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     return ()
 
 
+def _qcdq_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+    compiled.freeze().to_qcdq(opset=21)
+    return ()
+
+
+def _finn_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+    compiled.freeze().to_finn()
+    return ()
+
+
+def _rtl_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+    from pquant_fx.lower.rtl.circuit import build_circuit
+
+    frozen = compiled.freeze()
+    build_circuit(frozen.graph_module, frozen.formats)
+    return ()
+
+
 def _qonnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     compiled.freeze().to_qonnx()
     return ()
@@ -152,4 +171,12 @@ def _hls4ml_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     return tuple(check_hls4ml(compiled.freeze().to_qonnx()))
 
 
-_TARGETS = {"integer": _integer_problems, "onnx": _onnx_problems, "qonnx": _qonnx_problems, "hls4ml": _hls4ml_problems}
+_TARGETS = {
+    "integer": _integer_problems,
+    "onnx": _onnx_problems,
+    "qcdq": _qcdq_problems,
+    "finn": _finn_problems,
+    "qonnx": _qonnx_problems,
+    "hls4ml": _hls4ml_problems,
+    "rtl": _rtl_problems,
+}

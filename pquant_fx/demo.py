@@ -1,6 +1,6 @@
 """The whole way in one call: a residual network from PyTorch to bit-exact firmware sources, on real data.
 
-`make demo` and `pquant-fx demo` run it; everything it writes lies in one directory.
+`make demo` and `pquant-fx demo` run it; what it writes lies in one directory, and the RTL in one beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from torch.nn import functional as F
 from pquant_fx.api import compile
 from pquant_fx.compiled import CompiledModel
 from pquant_fx.demo_network import Digits, ResidualNet, load_digits
+from pquant_fx.errors import ExtraMissingError
 from pquant_fx.frozen import FrozenModel
+from pquant_fx.lower.rtl.adapter import require_alkaid
+from pquant_fx.lower.rtl.synthesis import Synthesis
+from pquant_fx.lower.rtl.tools import require_tool
 from pquant_fx.lower.verify import VerifyReport
 from pquant_fx.report.bundle import bundle
 from pquant_fx.report.page import Section
@@ -42,7 +46,9 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured. Accuracies are shares of the test set; `reports`: one comparison of engines per io type."""
+    """What the demo measured. Accuracies are shares of the test set; `reports`: one comparison of engines per io type; synthesis:
+    None where a tool for it is missing, or it was not asked for.
+    """
 
     float_accuracy: float
     accuracy: float
@@ -51,6 +57,7 @@ class DemoResult:
     table: GraphTable
     output: Path
     seconds: float
+    synthesis: Synthesis | None = None
 
     @property
     def ok(self) -> bool:
@@ -60,9 +67,10 @@ class DemoResult:
     def __str__(self) -> str:
         change = 100 * (self.accuracy - self.float_accuracy)
         verdict = "every engine agrees on every bit" if self.ok else "ENGINES DIFFER"
+        hardware = "" if self.synthesis is None else f"; {self.synthesis.total.lut:,} LUT, {self.synthesis.total.ff:,} FF"
         return (
             f"accuracy {self.float_accuracy:.2%} float, {self.accuracy:.2%} with 8 bits and {self.sparsity:.0%} of the weights removed "
-            f"({change:+.2f} points); {verdict}; {self.seconds:.0f} s; results in {self.output}"
+            f"({change:+.2f} points); {verdict}{hardware}; {self.seconds:.0f} s; results in {self.output}"
         )
 
 
@@ -72,39 +80,48 @@ def run(
     engines: Sequence[str] = ENGINES,
     io_types: Sequence[str] = IO_TYPES,
     say: Callable[[object], None] | None = None,
+    synthesis: bool = True,
 ) -> DemoResult:
-    """Train, compile, train compressed, freeze, verify on all 500 test images, write the bundle to `output`.
+    """Train, compile, train compressed, freeze, verify on all 500 test images, write the bundle to `output`, synthesise.
 
     epochs: of the compressed training (default 30), the float training in proportion. engines: see `FrozenModel.verify`;
-    hls4ml runs once per io type. say: where progress goes, by default printed. Takes one to four minutes on two cores.
+    hls4ml runs once per io type. say: where progress goes, by default printed. synthesis: write the RTL to `<output>_rtl` and count
+    its LUTs with yosys, where alkaid and yosys are installed. Takes one to four minutes on two cores, synthesis as long again.
     Raises ExtraMissingError (PQ503) without scikit-learn, OutputError (PQ505, PQ506) when `output` is not ours to replace.
     """
     with _one_thread():
-        return _run(Path(output), epochs, engines, io_types, say if say is not None else _say)
+        return _run(Path(output), epochs, engines, io_types, say if say is not None else _say, synthesis)
 
 
-def _run(output: Path, epochs: int | None, engines: Sequence[str], io_types: Sequence[str], tell: Callable[[object], None]) -> DemoResult:
+def _run(
+    output: Path,
+    epochs: int | None,
+    engines: Sequence[str],
+    io_types: Sequence[str],
+    tell: Callable[[object], None],
+    synthesis: bool,
+) -> DemoResult:
     start = time.perf_counter()
     count = EPOCHS if epochs is None else epochs
     data = load_digits()
 
-    tell(f"[1/6] float training on {len(data.x)} handwritten digits")
+    tell(f"[1/7] float training on {len(data.x)} handwritten digits")
     net = train_float(data, math.ceil(count * FLOAT_EPOCHS / EPOCHS))
     float_accuracy = accuracy(net, data)
     tell(f"      accuracy {float_accuracy:.2%}")
 
-    tell("[2/6] compile to 8-bit fixed point")
+    tell("[2/7] compile to 8-bit fixed point")
     stages = {"epochs": count - count // 3, "fine_tuning_epochs": count // 3}
     model = compile(net, {**CONFIG, "training_parameters": {**CONFIG["training_parameters"], **stages}}, data.x[:256])
     tell(f"      accuracy {accuracy(model, data):.2%} before any training")
 
-    tell(f"[3/6] train with fixed-point weights and activations while {SPARSITY:.0%} of the weights are removed")
+    tell(f"[3/7] train with fixed-point weights and activations while {SPARSITY:.0%} of the weights are removed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         history = model.fit((data.x, data.y), validation=(data.x_test, data.y_test))
     tell(f"      accuracy {history.last.metrics['accuracy']:.2%}, sparsity {history.last.sparsity:.1%}")
 
-    tell("[4/6] freeze: constants, exact types")
+    tell("[4/7] freeze: constants, exact types")
     frozen = freeze(model, data)
     table = graph_table(frozen.graph_module, frozen.formats, "residual network on handwritten digits", frozen.ebops())
     tell(table)
@@ -112,12 +129,29 @@ def _run(output: Path, epochs: int | None, engines: Sequence[str], io_types: Seq
     reports = _verified(frozen, data, engines, io_types, tell)
     result = DemoResult(float_accuracy, accuracy(frozen, data), table.sparsity, reports, table, output, 0.0)
 
-    tell(f"[6/6] write the bundle: QONNX, plain ONNX, {'hls4ml project, ' if 'hls4ml' in engines else ''}golden vectors, report")
+    tell(f"[6/7] write the bundle: QONNX, plain ONNX, {'hls4ml project, ' if 'hls4ml' in engines else ''}golden vectors, report")
     sections = [Section("Training", str(history)), *(Section("Engines", str(report)) for report in reports)]
     bundle(frozen, output, data.x_test[:64], title="pquant_fx demo", sections=sections, overwrite=True, hls4ml="hls4ml" in engines)
-    result = replace(result, seconds=time.perf_counter() - start)
+    made = _synthesized(frozen, data, output.with_name(f"{output.name}_rtl"), tell) if synthesis else None
+    result = replace(result, seconds=time.perf_counter() - start, synthesis=made)
     tell(f"      results lie in {result.output}: read report.html, or report.txt")
     return result
+
+
+def _synthesized(frozen: FrozenModel, data: Digits, folder: Path, tell: Callable[[object], None]) -> Synthesis | None:
+    """The counts of the whole network with every position of it in hardware, or None with a line that says what is missing."""
+    tell("[7/7] RTL with one module a layer, counted by yosys")
+    try:
+        require_alkaid()
+        require_tool("yosys", "counting LUTs")
+        found = frozen.synthesize(folder, data.x_test, structure="layers", overwrite=True)
+        found.plot(folder / "stages.png")
+    except ExtraMissingError as error:
+        tell(f"      skipped: {error.problems[0].what}: {error.remedy}")
+        return None
+    tell(found)
+    tell(f"      {found.summary}; picture: {folder / 'stages.png'}")
+    return found
 
 
 def train_float(data: Digits, epochs: int) -> nn.Module:
@@ -156,7 +190,7 @@ def freeze(model: CompiledModel, data: Digits) -> FrozenModel:
 def _verified(
     frozen: FrozenModel, data: Digits, engines: Sequence[str], io_types: Sequence[str], tell: Callable[[object], None]
 ) -> tuple[VerifyReport, ...]:
-    tell(f"[5/6] compare engines on all {len(data.x_test)} test images, bit for bit")
+    tell(f"[5/7] compare engines on all {len(data.x_test)} test images, bit for bit")
     reports = []
     for n, io_type in enumerate(io_types):
         chosen = tuple(engines) if n == 0 else tuple(e for e in engines if e == "hls4ml")

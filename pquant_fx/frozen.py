@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pquant_fx.compiled import CompiledModel
 from pquant_fx.errors import InputError, LoweringError, Problem
+from pquant_fx.frozen_onnx import OnnxTargets
+from pquant_fx.frozen_rtl import RtlTargets
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
 from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
 from pquant_fx.graph.format_text import format_texts
 from pquant_fx.graph.info import place
-from pquant_fx.graph.inputs import bind_inputs, input_problems, not_finite
+from pquant_fx.graph.inputs import InputSpec, bind_inputs, input_problems, not_finite
+from pquant_fx.graph.proofs import Proofs, proofs_of
 from pquant_fx.graph.removed_channels import removed_channels
 from pquant_fx.graph.support import unsupported
 from pquant_fx.graph.text import text
@@ -30,12 +33,13 @@ from pquant_fx.quantize import HGQData
 from pquant_fx.quantize.protocols import Observable
 
 if TYPE_CHECKING:
+    from pquant_fx.config import Config
     from pquant_fx.estimate import Ebops
     from pquant_fx.estimate.zeros import Zeros
     from pquant_fx.lower.hls4ml.project import HlsProject
     from pquant_fx.lower.verify import VerifyReport
 
-__all__ = ["FrozenModel", "freeze"]
+__all__ = ["FrozenModel", "Origin", "freeze"]
 
 TARGETS = ("integer", "onnx", "qonnx", "hls4ml")
 
@@ -92,7 +96,19 @@ def _refuse_nan(gm: GraphModule) -> None:
         raise LoweringError(problems)
 
 
-class FrozenModel(nn.Module):
+class Origin(Protocol):
+    """What a frozen model keeps of where it comes from: a compiled model, or a file."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+    @property
+    def _inputs(self) -> Mapping[str, InputSpec]: ...
+    def _counting(self) -> dict[str, Any]: ...
+
+
+class FrozenModel(OnnxTargets, RtlTargets, nn.Module):
     """A network of integers times powers of two. Evaluation only: `train()` leaves it as it is.
 
     Every target computes the same bits: `forward` in torch, `integer`, and what `to_onnx`, `to_qonnx`, `to_hls4ml` write.
@@ -101,17 +117,17 @@ class FrozenModel(nn.Module):
 
     graph_module: GraphModule
 
-    def __init__(self, gm: GraphModule, formats: FormatMap, compiled: CompiledModel) -> None:
+    def __init__(self, gm: GraphModule, formats: FormatMap, origin: Origin) -> None:
         super().__init__()
-        self.config = compiled.config
-        self.input_names = compiled.input_names
+        self.config = origin.config
+        self.input_names = origin.input_names
         self.formats = formats
         self.removed = removed_channels(gm)
         self.dtype = compute_dtype(gm, self.formats)
         self._narrow = _narrow_outputs(gm, formats)
         self.graph_module = gm.to(self.dtype)
-        self._inputs = dict(compiled._inputs)
-        self._counting = compiled._counting()
+        self._inputs = dict(origin._inputs)
+        self._counting = origin._counting()
         self._double: GraphModule | None = None
         self._projects: dict[str, HlsProject] = {}
         super().train(False)
@@ -144,21 +160,6 @@ class FrozenModel(nn.Module):
         return _map_codes(outputs, (lambda c, f: torch.from_numpy(c)) if codes else (lambda c, f: torch.from_numpy(real(c, f))))
 
     # ---- targets
-    def to_qonnx(self, path: str | PathLike[str] | None = None, strict: bool = False) -> Any:
-        """The interchange file: standard operators and `Quant` nodes. Returns the onnx.ModelProto; writes it when `path` is given.
-
-        strict=True raises LoweringError (PQ205, PQ207) instead of using operators of our own domain. OutputError (PQ505).
-        """
-        from pquant_fx.lower.onnx.qonnx import to_qonnx
-
-        return to_qonnx(self.graph_module, path, strict=strict, formats=self.formats)
-
-    def to_onnx(self, path: str | PathLike[str] | None = None) -> Any:
-        """Plain ONNX: standard operators only, any batch size, the same bits in onnxruntime."""
-        from pquant_fx.lower.onnx.plain import to_onnx
-
-        return to_onnx(self.graph_module, path, formats=self.formats)
-
     def to_hls4ml(
         self,
         output_dir: str | PathLike[str],
@@ -179,11 +180,13 @@ class FrozenModel(nn.Module):
             self.to_qonnx(), output_dir, backend=backend, io_type=io_type, part=part, clock_period=clock_period, overwrite=overwrite
         )
 
-    def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel") -> VerifyReport:
+    def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel", *, stress: int = 32) -> VerifyReport:
         """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference, but names the
-        first node at which an engine leaves torch. qonnx runs in float64 (its row says so) where 24 bits do not hold every value.
+        nodes at which an engine leaves torch and searches the worst input of the first. qonnx runs in float64 (its row says so)
+        where 24 bits do not hold every value.
 
         x: a tensor, or a tuple of tensors or a dict for several inputs; float64 is rounded to float32 first, for all engines alike.
+        stress: so many samples more, made of x: ties and their neighbours, saturating and wrapping values.
         Raises InputError: PQ409 for other shapes or no sample, PQ305 for NaN or infinity; ConfigError (PQ405) for unknown names, or none.
         """
         from pquant_fx.lower.engines import verify
@@ -195,7 +198,7 @@ class FrozenModel(nn.Module):
         if problems:
             raise InputError(problems)
         inputs = [x.float() if x.is_floating_point() else x for x in inputs]  # what every engine takes
-        return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type)
+        return verify(self, inputs, (targets,) if isinstance(targets, str) else targets, io_type, stress)
 
     def ebops(self) -> Ebops:
         """Exact effective bit operations of one sample, in total and node by node: those of the compiled model, see there, without what
@@ -213,6 +216,10 @@ class FrozenModel(nn.Module):
         from pquant_fx.estimate.zeros import zeros_of
 
         return zeros_of(self.graph_module, strategy, reuse_factor)
+
+    def proofs(self) -> Proofs:
+        """What holds for every input that the circuit can see: which quantizers never overflow or round, how wide sums get."""
+        return proofs_of(self.graph_module, self.formats)
 
     def text(self) -> str:
         """The graph, one node a line, with shapes, formats, module paths and source lines."""

@@ -70,7 +70,10 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 # ---- usage and configuration
-@pytest.mark.parametrize("command", ["demo", "check", "compile", "verify", "passes", "config template", "config presets", "config show"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "check", "compile", "verify", "import", "passes", "config template", "config presets", "config show"],
+)
 def test_the_help_of_every_command_holds_an_example(run: Run, command: str) -> None:
     code, out, _ = run(*command.split(), "--help")
     assert code == 0
@@ -186,7 +189,7 @@ def test_compile_and_verify(run: Run, folder: Path) -> None:
     assert (code, err.partition(":")[0], "--overwrite" in err) == (2, "PQ506", True)
     assert run(*build, "--overwrite")[0] == 0
     code, out, err = run("verify", "net", "--targets", "onnx,qonnx", "--json")
-    assert (code, json.loads(out)["ok"], json.loads(out)["samples"]) == (0, True, 64), err
+    assert (code, json.loads(out)["ok"], json.loads(out)["samples"]) == (0, True, 80), err
     with np.load(folder / "net" / "golden.npz") as file:
         arrays = {name: file[name] for name in file.files}
     arrays["output_0"][3, 0] += 1

@@ -44,7 +44,7 @@ class WrongProject:
 def test_the_first_node_that_differs_is_named(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = frozen()
     assert done.verify(X, targets=("integer", "onnx", "qonnx")).ok
-    monkeypatch.setitem(plain._TABLE, F.relu, wrong_relu)
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
     monkeypatch.setitem(ops.TABLE, F.relu, wrong_relu)
     monkeypatch.setattr(convert, "to_hls4ml", WrongProject)
     report = done.verify(X, targets=("integer", engine))
@@ -64,9 +64,62 @@ def test_a_report_survives_an_engine_that_can_not_show_its_values(monkeypatch: p
     from pquant_fx.lower import engines
 
     done = frozen()
-    monkeypatch.setitem(plain._TABLE, F.relu, wrong_relu)
-    monkeypatch.setitem(engines._VALUES, "onnx", fails)
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
+    monkeypatch.setitem(engines.ENGINE_VALUES, "onnx", fails)
     report = done.verify(X, targets=("onnx",))
     assert report.first_difference is not None
     assert report.first_difference.node is None
     assert report.rows[0].different
+
+
+def test_the_nodes_that_differ_come_with_lsbs_share_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = frozen()
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
+    report = done.verify(X, targets=("onnx",), stress=0)
+    order = [n.name for n in done.graph_module.graph.nodes]
+    assert [order.index(n.node) for n in report.nodes] == sorted(order.index(n.node) for n in report.nodes)
+    first = report.nodes[0]
+    relu = next(n for n in done.graph_module.graph.nodes if n.target is F.relu)
+    value = _value(done, relu.all_input_nodes[0].name, X)
+    apart = (value.relu() + value).abs().double() * 2.0 ** done.formats[relu].f
+    assert first.max_ulp == float(apart.max())
+    assert first.share == float((apart.amax(1) > 0).double().mean())
+    assert first.module == "1"
+    assert f"{first.node:32s} {first.max_ulp:8g}" in report.node_table
+    assert report.node_table in str(report)
+
+
+def test_the_search_finds_the_worst_input_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two inputs of four bits: every one of their 256 values is tried by hand."""
+    torch.manual_seed(3)
+    config = {"preset": "fixed8", "inputs": {"input": {"format": "fixed<4,3>"}}}
+    done = pq.compile(
+        torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)), config, torch.randn(64, 2)
+    ).freeze()
+    monkeypatch.setitem(plain.PLAIN_TABLE, F.relu, wrong_relu)
+    report = done.verify(torch.full((3, 2), 0.5), targets=("onnx",), stress=0)
+    first = report.nodes[0]
+    grid = torch.arange(-8, 8) / 2.0
+    every = torch.cartesian_prod(grid, grid)
+    linear = next(n for n in done.graph_module.graph.nodes if n.target is F.linear)
+    values = _value(done, linear.name, every)
+    apart = (values.relu() + values).abs().double() * 2.0 ** done.formats[next(iter(linear.users))].f
+    assert first.searched == float(apart.max())
+    assert first.searched > first.max_ulp
+    assert first.worst is not None
+    at = torch.from_numpy(first.worst[0]).float()[None]
+    again = _value(done, linear.name, at)
+    assert float(((again.relu() + again).abs() * 2.0 ** done.formats[next(iter(linear.users))].f).max()) == first.searched
+
+
+def _value(done: pq.FrozenModel, name: str, x: torch.Tensor) -> torch.Tensor:
+    found: dict[str, torch.Tensor] = {}
+
+    class Keep(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            found[n.name] = super().run_node(n)
+            return found[n.name]
+
+    with torch.no_grad():
+        Keep(done.graph_module).run(x)
+    return found[name]

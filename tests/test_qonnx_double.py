@@ -8,7 +8,7 @@ import pytest
 from pquant_fx.lower.onnx.double import DOUBLE_DOMAIN, in_double
 from pquant_fx.lower.onnx.qonnx import QUANT_DOMAIN, qonnx_emission, to_qonnx
 from pquant_fx.lower.onnx.run import run_qonnx
-from pquant_fx.lower.onnx.trace import node_values
+from pquant_fx.lower.onnx.trace import traced
 from tests.frozen_graphs import double_reference
 from tests.frozen_operators import OPERATORS, operator_inputs, operator_net
 
@@ -40,7 +40,8 @@ def test_the_same_nodes_in_the_same_order_and_the_file_itself_untouched() -> Non
 def test_every_value_of_a_network_can_be_asked_for() -> None:
     gm = operator_net("conv2d", 8)
     inputs = operator_inputs("conv2d", 8)
-    values = node_values(qonnx_emission(gm, len(inputs[0])), run_qonnx, inputs)
+    model, named = traced(qonnx_emission(gm, len(inputs[0])))
+    values = named(run_qonnx(model, inputs))
     operators = {n.name for n in gm.graph.nodes if n.op in ("call_module", "call_function")}
     assert len(operators & set(values)) >= 3
     returned = gm.graph.output_node().all_input_nodes

@@ -133,6 +133,7 @@ def test_a_bundle_is_whole_and_its_golden_vectors_are_the_networks_bits(frozen, 
         "golden.npz",
         "report.txt",
         "report.html",
+        "certificate.json",
     }
     golden = np.load(made / "golden.npz")
     assert np.array_equal(golden["input_input"], x.double().numpy())

@@ -1,4 +1,5 @@
-"""The command line: `pquant-fx demo | check | compile | verify | config template | config presets | config show | passes`.
+"""The command line: `pquant-fx demo | check | compile | verify | import | estimate | rtl | synthesize | config template |
+config presets | config show | passes`.
 
 Results go to standard output, progress and errors to standard error. Exit code 0: fine; 1: problems were found, or engines
 differ; 2: wrong usage, or an error of ours, printed with code, place and remedy.
@@ -15,7 +16,9 @@ import typer
 
 from pquant_fx.cli.commands import check, compile_, demo, passes, verify
 from pquant_fx.cli.config import presets, show, template
+from pquant_fx.cli.imports import import_
 from pquant_fx.cli.output import as_json, problem_data, problem_text
+from pquant_fx.cli.rtl import estimate, rtl, synthesize
 from pquant_fx.errors import PQuantError, PQuantWarning
 
 __all__ = ["main"]
@@ -63,6 +66,10 @@ def _app() -> typer.Typer:
     app.command("check", short_help="List what stands between a model and a target.")(check)
     app.command("compile", short_help="Compile, calibrate or train, and write the files.")(compile_)
     app.command("verify", short_help="Compare the engines bit for bit.")(verify)
+    app.command("estimate", short_help="LUTs, flip-flops and latency before any tool has run.")(estimate)
+    app.command("rtl", short_help="Write Verilog or VHDL and simulate it.")(rtl)
+    app.command("synthesize", short_help="Count LUTs, flip-flops and logic depth with yosys.")(synthesize)
+    app.command("import", short_help="Read a QONNX file of another tool.")(import_)
     app.command("passes", short_help="List the passes of compile and freeze.")(passes)
     config = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Write and look at configurations. Example: pquant-fx config show fixed8"

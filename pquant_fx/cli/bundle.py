@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from pquant_fx.errors import ConfigError, InputError, Problem
 
@@ -38,26 +40,35 @@ class _Golden:
 
 
 def verify_bundle(path: Path, engines: Sequence[str], io_type: str, samples: int | None) -> VerifyReport:
-    """Run the bundle's files on its golden inputs and compare every bit with its golden outputs.
+    """Compare the bundle's files with its certificate, run them on its golden inputs, and compare every bit with its golden outputs.
 
     engines: of `onnx` (plain.onnx in onnxruntime), `qonnx` (qonnx.onnx) and `hls4ml` (C simulation of qonnx.onnx).
     Raises ConfigError (PQ405) for an unknown engine or none, InputError (PQ409) when the directory is no bundle.
     """
-    from pquant_fx.lower.verify import compare_engines
+    from pquant_fx.lower.verify import VerifyReport, compare_engines
+    from pquant_fx.report.certificate import changes, read_certificate
 
     if not engines:
         raise ConfigError(Problem("PQ405", "no engine was named", f"engines: {', '.join(ENGINES)}"))
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
         raise ConfigError([Problem("PQ405", f"a bundle has no engine '{name}'", f"engines: {', '.join(ENGINES)}") for name in unknown])
-    golden = _read(path, samples)
+    held = read_certificate(path)
+    findings = ["there is no certificate.json: files were not compared with it"] if held is None else changes(path, held)
+    try:
+        golden = _read(path, samples)
+    except InputError:
+        if held is None:
+            raise
+        return VerifyReport(0, (), None, findings=tuple(findings))  # what there is to compare with is damaged or gone
     runs: dict[str, Callable[[], Values]] = {
         "onnx": lambda: _onnx(path, golden),
         "qonnx": lambda: _qonnx(path, golden),
         "hls4ml": lambda: _hls4ml(path, golden, io_type),
     }
     names = [f"output_{n}" for n in range(len(golden.codes))]
-    return compare_engines(golden.values, golden.fractions, names, {name: runs[name] for name in engines})
+    report = compare_engines(golden.values, golden.fractions, names, {name: runs[name] for name in engines})
+    return replace(report, findings=tuple(findings))
 
 
 def _read(path: Path, samples: int | None) -> _Golden:
@@ -66,7 +77,7 @@ def _read(path: Path, samples: int | None) -> _Golden:
     try:
         with np.load(path / "golden.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         remedy = "name a directory that 'pquant-fx compile --out' wrote"
         why = "there is no golden.npz in it" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(Problem("PQ409", f"'{path}' is no bundle: {why}", remedy)) from None

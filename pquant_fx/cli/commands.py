@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from pquant_fx.compiled import CompiledModel
     from pquant_fx.lower.verify import VerifyReport
 
-__all__ = ["check", "compile_", "demo", "passes", "verify"]
+__all__ = ["check", "compile_", "compiled_model", "demo", "passes", "verify"]
 
 DataFile = Annotated[Path | None, typer.Option("--data", "-d", help="A .npz file: x (or one array an input), and y to train.")]
-Targets = Annotated[str | None, typer.Option("--targets", "-t", help="Engines, separated by commas: integer, onnx, qonnx, hls4ml.")]
+Targets = Annotated[str | None, typer.Option("--targets", "-t", help="Engines, separated by commas: integer, onnx, qcdq, qonnx, hls4ml.")]
 
 
 def demo(
     output: Annotated[str, typer.Option("--out", "-o", help="Directory for the results.")] = "build/demo",
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the compressed training.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two epochs, and no C simulation.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two epochs, no C simulation and no synthesis.")] = False,
+    synthesis: Annotated[bool, typer.Option("--synthesis/--no-synthesis", help="Count LUTs with yosys at the end.")] = True,
 ) -> None:
     """Take a residual network on handwritten digits from training to verified firmware sources.
 
@@ -36,7 +37,7 @@ def demo(
     from pquant_fx.demo import run
 
     engines = [name for name in ALL if not (quick and name == "hls4ml")]
-    result = run(output, epochs=epochs if epochs is not None or not quick else 2, engines=engines)
+    result = run(output, epochs=epochs if epochs is not None or not quick else 2, engines=engines, synthesis=synthesis and not quick)
     print(result)
     raise typer.Exit(0 if result.ok else 1)
 
@@ -45,7 +46,7 @@ def check(
     model: ModelName,
     input_shape: InputShape = None,
     input: InputOption = None,
-    target: Annotated[str, typer.Option("--target", help="integer, onnx, qonnx or hls4ml.")] = "hls4ml",
+    target: Annotated[str, typer.Option("--target", help="integer, onnx, qcdq, qonnx, finn, hls4ml or rtl.")] = "hls4ml",
     config: ConfigName = "fixed8",
     set_: SetOption = None,
     json: Json = False,
@@ -95,7 +96,7 @@ def compile_(
     sections = []
     settings = list(set_ or []) + ([f"training_parameters.epochs={epochs}"] if epochs else [])
     with aside():
-        compiled, golden, samples = _compiled(model, config, settings, input_shape, input or [], data)
+        compiled, golden, samples = compiled_model(model, config, settings, input_shape, input or [], data)
         if epochs:
             if samples is None or samples.targets is None:
                 what = "there are no targets to train on" if samples is not None else "there is no data to train on"
@@ -104,7 +105,7 @@ def compile_(
             sections.append(Section("Training", str(compiled.fit((_single(samples.inputs), samples.targets)))))
         say("freezing and writing the bundle ...")
         frozen = compiled.freeze()
-        path = bundle(frozen, out, golden, title=model, sections=sections, overwrite=overwrite, hls4ml=hls4ml)
+        path = bundle(frozen, out, golden, title=model, sections=sections, overwrite=overwrite, hls4ml=hls4ml, stress=16)
     files = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if json:
         as_json({"ok": True, "out": str(path), "files": files, "ebops": frozen.ebops().total})
@@ -120,6 +121,7 @@ def verify(
     samples: Annotated[int, typer.Option(min=1, help="At most this many samples.")] = 256,
     targets: Targets = None,
     io_type: Annotated[str, typer.Option("--io-type", help="io_parallel or io_stream, for hls4ml.")] = "io_parallel",
+    stress: Annotated[int, typer.Option(min=0, help="So many ties, saturating and wrapping samples more (a bundle holds its own).")] = 32,
     input_shape: InputShape = None,
     input: InputOption = None,
     set_: SetOption = None,
@@ -140,7 +142,7 @@ def verify(
             _refuse_unused({"--config": config != "fixed8", "--data": data, "--input-shape": input_shape, "--input": input, "--set": set_})
             report = verify_bundle(Path(model), ENGINES if chosen is None else chosen, io_type, samples)
         else:
-            report = _verified(model, config, set_, input_shape, input or [], data, samples, chosen, io_type)
+            report = _verified(model, config, set_, input_shape, input or [], data, samples, chosen, io_type, stress)
     if json:
         as_json(report_data(report))
     else:
@@ -185,7 +187,7 @@ def _single(inputs: dict[str, Any]) -> Any:
     return next(iter(inputs.values())) if len(inputs) == 1 else inputs
 
 
-def _compiled(
+def compiled_model(
     model: str, config: str, settings: list[str] | None, input_shape: str | None, named: list[str], data: Path | None
 ) -> tuple[CompiledModel, Any, Data | None]:
     """The compiled model, calibrated on what there is; inputs for golden vectors; the data."""
@@ -213,8 +215,9 @@ def _verified(
     samples: int,
     targets: tuple[str, ...] | None,
     io_type: str,
+    stress: int,
 ) -> VerifyReport:
-    compiled, inputs, given = _compiled(model, config, settings, input_shape, named, data)
+    compiled, inputs, given = compiled_model(model, config, settings, input_shape, named, data)
     if given is not None:
         inputs = given.first(samples)
     elif compiled.calibration_source == "shape":
@@ -222,4 +225,5 @@ def _verified(
         inputs = random_inputs(compiled.config.input_shapes(), samples)
         compiled.calibrate(inputs)
     frozen = compiled.freeze()
-    return frozen.verify(inputs, io_type=io_type) if targets is None else frozen.verify(inputs, targets, io_type)
+    chosen: dict[str, Any] = {} if targets is None else {"targets": targets}
+    return frozen.verify(inputs, io_type=io_type, stress=stress, **chosen)

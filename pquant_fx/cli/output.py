@@ -73,4 +73,9 @@ def report_data(report: VerifyReport) -> dict[str, Any]:
         for row in report.rows
     ]
     first = str(report.first_difference) if report.first_difference is not None else None
-    return {"ok": report.ok, "samples": report.samples, "rows": rows, "first_difference": first}
+    nodes = [
+        {"node": n.node, "module": n.module, "line": n.line, "max_lsb": n.max_ulp if math.isfinite(n.max_ulp) else None, "share": n.share}
+        for n in report.nodes
+    ]
+    counted = {"samples": report.samples, "stress": report.stress}
+    return {"ok": report.ok, **counted, "rows": rows, "first_difference": first, "nodes": nodes, "findings": list(report.findings)}

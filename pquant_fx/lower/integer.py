@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -57,6 +58,11 @@ class IntegerInterpreter:
 
     def __call__(self, *inputs: ArrayLike) -> Any:
         return self.run(*inputs)
+
+    @property
+    def constants(self) -> Mapping[Node, Codes]:
+        """The parameter values that the graph computes with."""
+        return self._constants
 
     def run(self, *inputs: ArrayLike, trace: bool = False) -> Any:
         """The outputs in the structure of `forward`, each tensor a `Codes(codes, f)`; numbers and None stay as they are.

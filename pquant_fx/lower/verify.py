@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pquant_fx.errors import PQuantError
+from pquant_fx.lower.locate import NodeDifference
 
-__all__ = ["Difference", "EngineRow", "VerifyReport", "compare_engines"]
+__all__ = ["Difference", "EngineRow", "NodeDifference", "VerifyReport", "compare_engines"]
 
 Values = Sequence[npt.NDArray[np.float64]]
 Engine = Callable[[], Values]
@@ -51,16 +52,23 @@ class EngineRow:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found. `ok` is False on any difference and when a requested engine did not run."""
+    """What `verify` found. `ok` is False on any difference, when a requested engine did not run, and on findings.
+
+    samples: the given ones; stress: ties, saturating and wrapping ones that were made of them and count as well; nodes: where the
+    engine of the first difference leaves torch, in order of computation; findings: what else is wrong (a file was changed).
+    """
 
     samples: int
     rows: tuple[EngineRow, ...]
     first_difference: Difference | None
+    stress: int = 0
+    nodes: tuple[NodeDifference, ...] = ()
+    findings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every requested engine ran and gave the reference's bits."""
-        return all(row.different == 0 for row in self.rows)
+        """Whether every requested engine ran and gave the reference's bits, and nothing else was found."""
+        return not self.findings and all(row.different == 0 for row in self.rows)
 
     @property
     def table(self) -> str:
@@ -68,12 +76,31 @@ class VerifyReport:
         lines = [f"{'engine':28s} {'samples':>8s} {'different':>10s} {'max lsb':>8s} {'seconds':>8s}"]
         for row in self.rows:
             different = "not run" if row.different is None else str(row.different)
-            lines.append(f"{row.engine:28s} {self.samples:8d} {different:>10s} {row.max_ulp:8g} {row.seconds:8.2f}  {row.note}".rstrip())
+            counts = f"{self.samples + self.stress:8d} {different:>10s}"
+            lines.append(f"{row.engine:28s} {counts} {row.max_ulp:8g} {row.seconds:8.2f}  {row.note}".rstrip())
+        return "\n".join(lines)
+
+    @property
+    def node_table(self) -> str:
+        """One line a node that differs, as text: its largest difference, the share of samples, the user's line."""
+        lines = [f"{'node':32s} {'max lsb':>8s} {'samples':>8s}  {'line':20s} module"]
+        for n in self.nodes[:_SHOWN]:
+            lines.append(f"{n.node:32s} {n.max_ulp:8g} {n.share:8.1%}  {n.line or '':20s} {n.module}".rstrip())
+        if len(self.nodes) > _SHOWN:
+            lines.append(f"... and {len(self.nodes) - _SHOWN} more nodes")
+        first = self.nodes[0]
+        if first.searched is not None:
+            lines.append(f"the worst input of '{first.node}' that a search found differs by {first.searched:g} lsb")
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        verdict = "all engines agree bit for bit" if self.ok else str(self.first_difference or "an engine did not run")
-        return f"{self.table}\n{verdict}"
+        verdict = "all engines agree bit for bit" if self.ok else str(self.first_difference or "")
+        if not self.ok and self.first_difference is None and any(row.different is None for row in self.rows):
+            verdict = "an engine did not run"
+        return "\n".join(filter(None, [self.table, *self.findings, verdict, self.node_table if self.nodes else ""]))
+
+
+_SHOWN = 12
 
 
 def compare_engines(reference: Values, lsbs: Sequence[int], names: Sequence[str], engines: dict[str, Engine]) -> VerifyReport:

@@ -1,6 +1,6 @@
 """The bundle: one directory with everything that a firmware engineer needs, and the numbers to check it against.
 
-    qonnx.onnx   plain.onnx   hls4ml/   golden.npz   report.html   report.txt
+    qonnx.onnx   plain.onnx   hls4ml/   golden.npz   report.html   report.txt   certificate.json
 
 golden.npz holds, for each input, `input_<name>` (float64, batch first), and for each output in order of the result's
 structure `output_<n>` (int64 codes) and `output_<n>_f`: the value is code x 2^-f.
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
@@ -25,6 +26,8 @@ from pquant_fx.estimate import Ebops, join_costs
 from pquant_fx.files import owned_directory, write_atomically
 from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.graph.rewriter import notes_of
+from pquant_fx.lower.stress import input_formats, stress_samples
+from pquant_fx.report.certificate import NAME, certificate
 from pquant_fx.report.page import Report, Section
 from pquant_fx.report.tables import graph_table
 
@@ -60,16 +63,18 @@ def bundle(
     sections: Sequence[Section] = (),
     overwrite: bool = False,
     hls4ml: bool = True,
+    stress: int = 0,
 ) -> Path:
     """Write the bundle to the directory `path`, whole or not at all; returns the path.
 
     x_golden: inputs for the golden vectors, batch first. sections: what the report says after the tables and the compiler's notes.
     overwrite: replace an earlier bundle (never a directory that holds anything else). hls4ml=False leaves that project out.
+    stress: so many golden vectors more: ties, saturating and wrapping values made of x_golden.
     Raises OutputError (PQ505, PQ506) when the place is not ours or not writable, InputError (PQ409) for wrong inputs,
     LoweringError when the network has no exact form in one of the files.
     """
     gm = frozen.graph_module
-    inputs = _inputs(gm, x_golden)
+    inputs = _stressed(gm, _inputs(gm, x_golden), stress)
     noted = notes_of(gm)
     notes = [Section("Notes", "\n".join(map(str, noted)))] if noted else []
     counted = frozen.ebops()
@@ -86,6 +91,7 @@ def bundle(
         if hls4ml:
             frozen.to_hls4ml(made / "hls4ml")
             _settle(made, Path(path).absolute())
+        write_atomically(made / NAME, certificate(made, title, gm, frozen.formats))
     return Path(path)
 
 
@@ -105,6 +111,13 @@ def _golden(frozen: Frozen, inputs: Mapping[str, Tensor]) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def _stressed(gm: GraphModule, inputs: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    if not count or not all(x.is_floating_point() for x in inputs.values()):
+        return inputs
+    more = stress_samples(list(inputs.values()), input_formats(gm), count)
+    return {name: torch.cat([x, m.to(x)]) for (name, x), m in zip(inputs.items(), more)}
 
 
 def _fraction_bits(codes: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> int:

@@ -16,6 +16,7 @@ __all__ = ["READERS", "quantizer"]
 _ROUNDING = {"ROUND": "RND_CONV", "FLOOR": "TRN", "HALF_UP": "RND_INF", "HALF_DOWN": "RND_ZERO", "DOWN": "TRN_ZERO"}
 _ALIASES = {"S_RND": "RND", "S_RND_CONV": "RND_CONV", "RN_ZERO": "RND_ZERO"}
 _ZERO = np.zeros(())
+_POWERS = "use power-of-two scales (Brevitas: Int8WeightPerTensorFixedPoint, Int8ActPerTensorFixedPoint, restrict_scaling_type)"
 
 
 def quantizer(node: Node, shape: Shape | None) -> Quantize:
@@ -40,7 +41,7 @@ def _quant(node: Node) -> tuple[list[Array], str, str]:
     signed, narrow = bool(node.attribute("signed", 1)), bool(node.attribute("narrow", 0))
     mantissa, exponent = np.frexp(scale)
     if not (mantissa == 0.5).all():
-        raise node.refuse("PQ202", "the quantizer's scale is no power of two", "use power-of-two scales")
+        raise node.refuse("PQ202", "the quantizer's scale is no power of two", _POWERS)
     if zero.any():
         raise node.refuse("PQ202", "the quantizer has a zero point", "use symmetric or unsigned quantization without zero point")
     if (bits != np.floor(bits)).any() or (bits < 1).any():

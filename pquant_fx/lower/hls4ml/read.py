@@ -16,7 +16,7 @@ from pquant_fx.lower.hls4ml.net import Array, Input, Ints, Net, Op, Shape, refus
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Node", "Reader", "load", "read"]
+__all__ = ["Node", "Reader", "domain_of", "fold", "load", "ordered", "read"]
 
 Constant = Any
 """A numpy array of any element type."""
@@ -119,13 +119,13 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[Net, list[Pro
     ops, problems = _inputs(graph, constants)
     shapes: dict[str, Shape] = {op.output: op.shape for op in ops}
     pinned: list[str] = []
-    for proto in _ordered(graph, {*constants, *(i.name for i in graph.input)}):
+    for proto in ordered(graph, {*constants, *(i.name for i in graph.input)}):
         node = Node(proto, proto.name or proto.output[0], shapes, constants)
         try:
             if all(name in constants for name in node.inputs if name):
-                constants.update(_fold(node))
+                constants.update(fold(node))
                 continue
-            reader = READERS.get((_domain(proto.domain), proto.op_type))
+            reader = READERS.get((domain_of(proto.domain), proto.op_type))
             if reader is None:
                 raise node.refuse("PQ201", f"hls4ml has no exact layer for {proto.domain or 'ai.onnx'}::{proto.op_type}", _REMEDY)
             if any(name and name not in constants and name not in shapes for name in node.inputs):
@@ -145,7 +145,8 @@ _REMEDY = "write it with linear, convolution, ReLU, add, multiply, max, min, cli
 _QUANTIZER_DOMAINS = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
 
 
-def _domain(name: str) -> str:
+def domain_of(name: str) -> str:
+    """`qonnx` for the domains that a `Quant` is known under, the empty name for standard operators."""
     return "qonnx" if name in _QUANTIZER_DOMAINS else {"ai.onnx": ""}.get(name, name)
 
 
@@ -171,7 +172,7 @@ def _constant_outputs(graph: onnx.GraphProto, constants: Mapping[str, Constant])
     return [Problem("PQ202", f"output '{name}' is a constant", "leave it out of the model's outputs", Place(node=name)) for name in found]
 
 
-def _ordered(graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
+def ordered(graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
     """The nodes, each after those it reads. Raises LoweringError (PQ508) naming every node in a cycle or without a source."""
     makers: dict[str, str] = {}
     for node in graph.node:
@@ -205,9 +206,9 @@ def _unreachable(node: onnx.NodeProto, done: set[str], makers: Mapping[str, str]
     return Problem("PQ508", what, "write the file again", Place(node=node.name or node.output[0]))
 
 
-def _fold(node: Node) -> dict[str, Constant]:
+def fold(node: Node) -> dict[str, Constant]:
     """The outputs of a node that reads constants only."""
-    if _domain(node.proto.domain) == "qonnx" or node.proto.op_type == "FixedPoint":
+    if domain_of(node.proto.domain) == "qonnx" or node.proto.op_type == "FixedPoint":
         from pquant_fx.lower.hls4ml.nodes import quantizer
 
         q = quantizer(node, None)

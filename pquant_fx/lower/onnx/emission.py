@@ -18,7 +18,7 @@ from pquant_fx.graph.constants import live_nodes
 from pquant_fx.graph.dialect import IDENTITIES, Quantizer, module_of, op_of
 from pquant_fx.graph.info import place
 from pquant_fx.graph.values import output_of
-from pquant_fx.lower.onnx.graph import Dtype, OnnxGraph, Shape, Value
+from pquant_fx.lower.onnx.graph import Dtype, OnnxGraph, Shape, Value, Version
 from pquant_fx.lower.onnx.names import containers, input_name, node_name, output_names, parameter_name, sample_shapes
 from pquant_fx.lower.onnx.precision import FLOAT32_BITS, FLOAT64_BITS, is_fixed_point, value_bits, work_bits
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Emission", "Emit", "Layout", "Target", "numbers"]
 
 Layout = Literal["as is", "transposed"]
-_CODES: dict[Dtype, int] = {"float32": 1, "float64": 11, "int64": 7, "bool": 9}  # TensorProto.DataType
+_CODES: dict[str, int] = {"float32": 1, "float64": 11, "int64": 7, "bool": 9}  # TensorProto.DataType
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,13 @@ class Target:
 class Emission:
     """One export of one graph. Emitters call `data`, `parameter`, `step` and `result`."""
 
-    def __init__(self, gm: GraphModule, target: Target, batch: int | None, formats: FormatMap | None = None) -> None:
+    def __init__(
+        self, gm: GraphModule, target: Target, batch: int | None, formats: FormatMap | None = None, version: Version | None = None
+    ) -> None:
         self.gm = gm
         self.target = target
         self.formats = analyse(gm) if formats is None else formats
-        self.graph = OnnxGraph()
+        self.graph = OnnxGraph(version)
         self.problems: list[Problem] = []
         self._batch: int | str = "N" if batch is None else batch
         self._inside = containers(gm)
@@ -144,6 +146,18 @@ class Emission:
         exact = Value(self.graph.unique(f"{name}/{wide}"), self.shape(node), wide)
         made = self.graph.node(operator, inputs, exact, None, domain, attributes)
         return self.graph.node("Cast", [made], Value(tensor, self.shape(node), store), name, attributes={"to": _CODES[store]})
+
+    def final(self, node: Node, operator: str, inputs: Sequence[Value], **attributes: Any) -> Value:
+        """The ONNX node whose output is the value of `node` in float32, whatever type its inputs have."""
+        name = self.graph.unique(self.name(node))
+        output = Value(self._outputs.get(node, name), self.shape(node), "float32")
+        return self.graph.node(operator, inputs, output, name, attributes=attributes)
+
+    def reduced_over(self, node: Node, axes: Sequence[int]) -> tuple[list[Value], dict[str, Any]]:
+        """(inputs, attributes) that say over which axes ReduceMean and ReduceMax go: an input since opset 18, an attribute before."""
+        if self.graph.version.opset < 18:
+            return [], {"axes": list(axes)}
+        return [self.constant(node, "axes", list(axes), "int64")], {}
 
     def constant(self, node: Node, what: str, array: npt.ArrayLike, dtype: Dtype = "float32") -> Value:
         """An initializer of `node`, named `<name>.<what>`."""

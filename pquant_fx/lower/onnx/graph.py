@@ -10,18 +10,41 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pquant_fx.errors import ConfigError, Problem
 from pquant_fx.files import write_atomically
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IR_VERSION", "OPSET", "Dtype", "OnnxGraph", "Shape", "Value", "information", "write_model"]
+__all__ = ["IR_VERSION", "OPSET", "Dtype", "OnnxGraph", "Shape", "Value", "Version", "information", "write_model"]
 
 IR_VERSION = 10
 OPSET = 17
 """Read by onnxruntime 1.31, qonnx 1.0 and hls4ml 1.3; the last one in which ReduceMean takes its axes as attribute."""
+OPSETS = (13, 23)
+IR_VERSIONS = (7, 13)
+"""Which versions a file may have: the first opset with ReduceSum as it is written, the last IR version that onnxruntime 1.31 reads."""
 
-Dtype = Literal["float32", "float64", "int64", "bool"]
+
+@dataclass(frozen=True)
+class Version:
+    """Opset of the standard operators and version of the file format. Raises ConfigError (PQ407) outside of what we write."""
+
+    opset: int = OPSET
+    ir: int = IR_VERSION
+
+    def __post_init__(self) -> None:
+        limits = (("opset", self.opset, OPSETS), ("ir_version", self.ir, IR_VERSIONS))
+        found = [
+            Problem("PQ407", f"{name}={value!r} can not be written", f"use a number from {low} to {high}")
+            for name, value, (low, high) in limits
+            if not isinstance(value, int) or not low <= value <= high
+        ]
+        if found:
+            raise ConfigError(found)
+
+
+Dtype = Literal["float32", "float64", "int64", "bool", "int8", "uint8", "int16", "uint16", "int32"]
 Shape = tuple[int | str, ...]
 
 
@@ -37,7 +60,8 @@ class Value:
 class OnnxGraph:
     """Collects nodes in order; `model` makes the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: Version | None = None) -> None:
+        self.version = version or Version()
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._information: list[onnx.ValueInfoProto] = []
@@ -95,8 +119,8 @@ class OnnxGraph:
             self._initializers,
             value_info=[i for i in self._information if i.name not in ends],
         )
-        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(d, 1) for d in sorted(self._domains - {""}))]
-        model = helper.make_model(graph, producer_name="pquant_fx", ir_version=IR_VERSION, opset_imports=opsets)
+        opsets = [helper.make_opsetid("", self.version.opset), *(helper.make_opsetid(d, 1) for d in sorted(self._domains - {""}))]
+        model = helper.make_model(graph, producer_name="pquant_fx", ir_version=self.version.ir, opset_imports=opsets)
         checker.check_model(model)
         return model
 
@@ -110,7 +134,7 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str] | None) -> 
 
 def information(value: Value) -> onnx.ValueInfoProto:
     """Name, element type and shape as the file states them."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    kind = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}[value.dtype]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
     return helper.make_tensor_value_info(value.name, kind, list(value.shape))

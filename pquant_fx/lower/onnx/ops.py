@@ -123,7 +123,8 @@ def _lookup(e: Emission, node: Node) -> Value:
 
 def _amax(e: Emission, node: Node) -> Value:
     x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
-    return e.result(node, "ReduceMax", [x], axes=axes, keepdims=int(keepdim))
+    more, given = e.reduced_over(node, axes)
+    return e.result(node, "ReduceMax", [x, *more], keepdims=int(keepdim), **given)
 
 
 def _max_pool(e: Emission, node: Node) -> Value:
@@ -174,7 +175,8 @@ def pool_behind_pad(e: Emission, node: Node) -> Value:
 
 def _mean(e: Emission, node: Node) -> Value:
     x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
-    return e.result(node, "ReduceMean", [x], axes=axes, keepdims=int(keepdim))
+    more, given = e.reduced_over(node, axes)
+    return e.result(node, "ReduceMean", [x, *more], keepdims=int(keepdim), **given)
 
 
 def mean_as_pool(e: Emission, node: Node) -> Value:

@@ -22,7 +22,7 @@ from pquant_fx.lower.onnx.graph import Value
 from pquant_fx.lower.onnx.names import parameter_name
 from pquant_fx.lower.onnx.precision import half_sum_is_exact
 
-__all__ = ["OWN_DOMAIN", "QUANT_DOMAIN", "data_quantizer", "parameter"]
+__all__ = ["OWN_DOMAIN", "QUANT_DOMAIN", "data_quantizer", "parameter", "quant_attributes", "quant_inputs"]
 
 QUANT_DOMAIN = "qonnx.custom_op.general"
 OWN_DOMAIN = "pquant_fx.lower.qonnx_ops"
@@ -67,7 +67,7 @@ def parameter(e: Emission, node: Node, layout: Layout, strict: bool) -> Value:
     output = Value(name, held.shape)
     reasons = _obstacles(replace(spec, rounding="RND_CONV", overflow="SAT_SYM" if spec.overflow == "SAT_SYM" else "SAT"), parameter=True)
     if not reasons:
-        return e.graph.node("Quant", _quant_inputs(e, name, spec, held), output, None, QUANT_DOMAIN, _quant_attributes(spec, "ROUND"))
+        return e.graph.node("Quant", quant_inputs(e, name, spec, held), output, None, QUANT_DOMAIN, quant_attributes(spec, "ROUND"))
     if strict:
         for code, what, remedy in reasons:
             e.refuse(node, code, what, remedy)
@@ -106,16 +106,16 @@ def _quant_chain(e: Emission, node: Node, spec: QuantizerFormat, x: Value) -> Va
     finer = replace(spec, f=spec.f + 1, overflow="SAT")
     exact = half_sum_is_exact(e.formats.intervals.get(node.all_input_nodes[0]), spec.f)
     if spec.rounding in ("RND", "RND_INF") and not exact:
-        inputs = _quant_inputs(e, f"{name}/floor", finer, x)
+        inputs = quant_inputs(e, f"{name}/floor", finer, x)
         mode = "FLOOR" if spec.rounding == "RND" else "DOWN"
-        x = e.step(node, "floor", "Quant", inputs, x.shape, QUANT_DOMAIN, **_quant_attributes(finer, mode))
+        x = e.step(node, "floor", "Quant", inputs, x.shape, QUANT_DOMAIN, **quant_attributes(finer, mode))
     if spec.rounding == "RND":
         x = e.step(node, "half", "Add", [x, e.constant(node, "half", compact(np.exp2(-spec.f - 1)))], x.shape)
-    inputs = _quant_inputs(e, name, spec, x)
-    return e.result(node, "Quant", inputs, domain=QUANT_DOMAIN, **_quant_attributes(spec, _MODES[spec.rounding]))
+    inputs = quant_inputs(e, name, spec, x)
+    return e.result(node, "Quant", inputs, domain=QUANT_DOMAIN, **quant_attributes(spec, _MODES[spec.rounding]))
 
 
-def _quant_inputs(e: Emission, name: str, spec: QuantizerFormat, x: Value) -> list[Value]:
+def quant_inputs(e: Emission, name: str, spec: QuantizerFormat, x: Value) -> list[Value]:
     """x, scale, zero point, bit width. Elements of zero width (constants 0) share the finest scale of the others."""
     finest = spec.f[~spec.zero].max()
     scale = np.exp2(-np.where(spec.zero, finest, spec.f))
@@ -123,7 +123,8 @@ def _quant_inputs(e: Emission, name: str, spec: QuantizerFormat, x: Value) -> li
     return [x, *(e.graph.constant(f"{name}.{what}", value) for what, value in parts)]
 
 
-def _quant_attributes(spec: QuantizerFormat, rounding: str) -> dict[str, int | str]:
+def quant_attributes(spec: QuantizerFormat, rounding: str) -> dict[str, int | str]:
+    """narrow, rounding_mode, signed."""
     signed = int(spec.k[~spec.zero].max())
     return {"narrow": int(bool(signed) and spec.overflow == "SAT_SYM"), "rounding_mode": rounding, "signed": signed}
 

@@ -21,7 +21,7 @@ from pquant_fx.lower.onnx.formats import QuantizerFormat, compact, format_of
 from pquant_fx.lower.onnx.graph import Dtype, Value
 from pquant_fx.lower.onnx.precision import FLOAT32_BITS
 
-__all__ = ["data_quantizer"]
+__all__ = ["data_quantizer", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ def data_quantizer(e: Emission, node: Node, quantizer: Quantizer, x: Value) -> V
         alive = e.constant(node, "alive", (~spec.zero).astype(np.float32), dtype)
         codes = write("kept", "Mul", codes, alive)
     return e.result(node, "Mul", [codes, write.constant("lsb", np.exp2(-spec.f))])
+
+
+def rounded(e: Emission, node: Node, spec: QuantizerFormat, x: Value) -> Value:
+    """x on the grid of `spec` by its rounding mode, not yet within its range; in x's type."""
+    write = _Writer(e, node, x.dtype)
+    codes = _rounded(write, write("scaled", "Mul", x, np.exp2(spec.f)), spec.rounding)
+    return write("rounded", "Mul", codes, np.exp2(-spec.f))
 
 
 def _rounded(write: _Writer, s: Value, rounding: str) -> Value:

@@ -39,7 +39,7 @@ def run_onnxruntime(model: onnx.ModelProto, inputs: Arrays) -> list[npt.NDArray[
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [i.name for i in model.graph.input]
+    names = [i.name for i in _fed(model)]
 
     def run(feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         return list(session.run(None, feeds))
@@ -58,7 +58,7 @@ def run_qonnx(model: onnx.ModelProto, inputs: Arrays) -> list[npt.NDArray[Any]]:
         from qonnx.core.onnx_exec import execute_onnx
 
         wrapper = ModelWrapper(model, make_deepcopy=True)
-        names, outputs = [i.name for i in model.graph.input], [o.name for o in model.graph.output]
+        names, outputs = [i.name for i in _fed(model)], [o.name for o in model.graph.output]
 
         def run(feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
             found = execute_onnx(wrapper, feeds)
@@ -71,11 +71,11 @@ def _in_chunks(
     model: onnx.ModelProto, names: Sequence[str], inputs: Arrays, run: Callable[[dict[str, npt.NDArray[Any]]], list[npt.NDArray[Any]]]
 ) -> list[npt.NDArray[Any]]:
     """Feed the file's batch (or `_CHUNK` samples) at a time; a short last piece of a fixed batch is filled up with zeros."""
-    dtype = np.float64 if any(i.type.tensor_type.elem_type == _DOUBLE for i in model.graph.input) else np.float32
+    dtype = np.float64 if any(i.type.tensor_type.elem_type == _DOUBLE for i in _fed(model)) else np.float32
     arrays = [np.ascontiguousarray(x, dtype=dtype) for x in inputs]
     _check(model, names, arrays)
     samples = len(arrays[0])
-    fixed = int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+    fixed = int(_fed(model)[0].type.tensor_type.shape.dim[0].dim_value)
     chunk = fixed or _CHUNK
     pieces: list[list[npt.NDArray[Any]]] = []
     for start in range(0, samples, chunk):
@@ -87,10 +87,16 @@ def _in_chunks(
     return [np.concatenate(column) for column in zip(*pieces)]
 
 
+def _fed(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """What has to be given: the inputs, of which older files list their parameters as well."""
+    held = {t.name for t in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in held]
+
+
 def _check(model: onnx.ModelProto, names: Sequence[str], arrays: Arrays) -> None:
     if len(arrays) != len(names):
         raise InputError(Problem("PQ409", f"{len(arrays)} inputs were given, the file has {len(names)}", f"give {', '.join(names)}"))
-    for name, array, declared in zip(names, arrays, model.graph.input):
+    for name, array, declared in zip(names, arrays, _fed(model)):
         wanted = tuple(int(d.dim_value) for d in declared.type.tensor_type.shape.dim)[1:]
         if array.shape[1:] != wanted or len(array) != len(arrays[0]) or not len(array):
             what = f"the input '{name}' has shape {array.shape}"

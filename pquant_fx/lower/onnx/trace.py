@@ -14,14 +14,13 @@ from pquant_fx.lower.onnx.graph import information
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["node_values"]
+__all__ = ["traced"]
 
 Arrays = Sequence[npt.NDArray[Any]]
-Run = Callable[["onnx.ModelProto", Arrays], Sequence[npt.NDArray[Any]]]
 
 
-def node_values(emission: Emission, run: Run, inputs: Arrays) -> dict[str, npt.NDArray[np.float64]]:
-    """By name of the graph's node; run(model, inputs) returns the outputs of a file in their order."""
+def traced(emission: Emission) -> tuple[onnx.ModelProto, Callable[[Arrays], dict[str, npt.NDArray[np.float64]]]]:
+    """(file, values): values(outputs of the file, in their order) names them by the nodes of the graph."""
     model = emission.run()
     taken = {v.name for v in (*model.graph.input, *model.graph.output)}
     more = {v.name: v for v in emission.values.values() if v.name not in taken}
@@ -29,5 +28,9 @@ def node_values(emission: Emission, run: Run, inputs: Arrays) -> dict[str, npt.N
     inner = [v for v in model.graph.value_info if v.name not in more]
     del model.graph.value_info[:]
     model.graph.value_info.extend(inner)
-    found = dict(zip((o.name for o in model.graph.output), run(model, inputs), strict=True))
-    return {n.name: np.asarray(found[v.name], dtype=np.float64) for n, v in emission.values.items() if v.name in found}
+
+    def values(outputs: Arrays) -> dict[str, npt.NDArray[np.float64]]:
+        found = dict(zip((o.name for o in model.graph.output), outputs, strict=True))
+        return {n.name: np.asarray(found[v.name], dtype=np.float64) for n, v in emission.values.items() if v.name in found}
+
+    return model, values

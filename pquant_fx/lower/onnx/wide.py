@@ -82,7 +82,8 @@ def pool(e: Emission, node: Node) -> Value:
     index = e.constant(node, "indices", picks, "int64")
     unfolded = e.step(node, "windows", "Gather", [flat, index], (*data.shape[:2], *picks.shape), axis=2)
     what, reduce = ("max", "ReduceMax") if largest else ("mean", "ReduceMean")
-    reduced = e.step(node, what, reduce, [unfolded], (*data.shape[:2], len(picks)), axes=[3], keepdims=0)
+    more, given = e.reduced_over(node, [3])
+    reduced = e.step(node, what, reduce, [unfolded, *more], (*data.shape[:2], len(picks)), keepdims=0, **given)
     return e.result(node, "Reshape", [reduced, e.constant(node, "shape", [-1, *(int(n) for n in e.shape(node)[1:])], "int64")])
 
 

@@ -1,0 +1,1 @@
+"""Reading QONNX files, ours and other tools', back into a frozen graph."""
