@@ -35,7 +35,7 @@ Edit = Callable[[File, str], str]
 IMAGE = (2, 4, 4)
 REFUSED: dict[str, tuple[str, str, tuple[int, ...], str, Edit]] = {
     "unknown operator": ("PQ201", "erf", (4,), "io_parallel", lambda g, x: g.node("Erf", [x], "erf")),
-    "product of values": ("PQ201", "mm", (4, 4), "io_parallel", lambda g, x: g.node("MatMul", [x, x], "mm")),
+    "product of values": ("PQ202", "mm", (4, 4), "io_stream", lambda g, x: g.node("MatMul", [x, x], "mm")),
     "mean over nine": ("PQ202", "p", (2, 3, 3), "io_parallel", lambda g, x: g.pool(x, "p", "AveragePool", 3, 3)),
     "scale": ("PQ202", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", np.log2(3), 8)),
     "division by three": ("PQ202", "d", (4,), "io_parallel", lambda g, x: g.node("Div", [x, g.constant(3.0)], "d")),

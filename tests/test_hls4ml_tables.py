@@ -90,10 +90,9 @@ REFUSED: dict[str, tuple[str, str, str, tuple[int, ...], Callable[[File, str], s
     "too wide": ("PQ303", "g", r"2\^2\d", (4,), wide),
     "fractions cut off": ("PQ202", "c", "cuts off", (4,), lambda g, x: g.node("Neg", [g.node("Cast", [x], "c", to=7)], "n")),
     "half precision": ("PQ202", "c", "element type 10", (4,), lambda g, x: g.node("Cast", [x], "c", to=10)),
-    "largest channel": ("PQ202", "m", "ReduceMax", (2, 4, 4), lambda g, x: g.node("ReduceMax", [x], "m", axes=[1], keepdims=1)),
-    "one beside a map": (
+    "axes by themselves": (
         "PQ202", "a", "Add of", (2, 4, 4),
-        lambda g, x: g.node("Add", [x, g.node("GlobalAveragePool", [x], "p")], "a"),
+        lambda g, x: g.node("Add", [x, g.reshape(g.node("GlobalAveragePool", [x], "p"), "r", 2)], "a"),
     ),
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Dense, Ints, Op, Pool, Select, Shape, View, refusal
+from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Copy, Dense, Ints, Op, Pool, Select, Shape, View, refusal
 
 __all__ = ["expand"]
 
@@ -20,7 +20,9 @@ def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[s
     """
     stream = io_type == "io_stream"
     if isinstance(op, Select):
-        return [_copy(op, shapes[op.inputs[0]])]
+        return [_copy(op, shapes[op.inputs[0]]) if stream else _picked(op, shapes[op.inputs[0]])]
+    if isinstance(op, Copy) and stream and shapes[op.inputs[0]] == (*op.shape[:-1], 1):
+        return [_repeated(op)]
     if isinstance(op, Concat) and len(op.inputs) != 2:
         return _concat_tree(op, shapes)
     if isinstance(op, Pool) and op.mode == "Average" and (any(op.pads) or (stream and op.kernel != op.strides)):
@@ -70,7 +72,27 @@ def _maximum(op: Pool, stream: bool, shapes: Mapping[str, Shape], nonnegative: s
     padded = f"{op.output}/padded"
     shape = (before[0], *(int(r.size) for r in rows))
     pad = Select(name=f"{op.name}/pad", inputs=op.inputs, output=padded, shape=shape, maps=(np.arange(before[0]), *rows))
-    return [_copy(pad, before), replace(op, inputs=(padded,), pads=(0,) * 2 * half)]
+    return [_copy(pad, before) if stream else _picked(pad, before), replace(op, inputs=(padded,), pads=(0,) * 2 * half)]
+
+
+def _picked(op: Select, before: Shape) -> Op:
+    """A slice or pad as a choice of elements."""
+    if op.shape == before and all((rows == np.arange(rows.size)).all() for rows in op.maps):
+        return View(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=np.arange(int(np.prod(op.shape))))
+    elements = np.arange(int(np.prod(before))).reshape(before)
+    absent = np.zeros((1,) * len(before), dtype=np.bool_)
+    for axis, rows in enumerate(op.maps):
+        elements = np.take(elements, np.maximum(rows, 0), axis=axis)
+        absent = absent | (rows < 0).reshape([-1 if n == axis else 1 for n in range(len(before))])
+    index = np.where(absent, -1, elements).reshape(-1)
+    return Copy(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=index)
+
+
+def _repeated(op: Copy) -> Dense:
+    """One value repeated along the last axis: a row of ones."""
+    count = op.shape[-1]
+    weight, bias = np.ones((1, count)), np.zeros(count)
+    return Dense(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, weight=weight, bias=bias, copies=True)
 
 
 def _copy(op: Select, before: Shape) -> Op:

@@ -11,13 +11,17 @@ import numpy as np
 
 from pquant_fx.errors import LoweringError, Place, Problem
 from pquant_fx.lower.hls4ml.builder import Builder, Plan, Stored, channels_last, hls_type
+from pquant_fx.lower.hls4ml.copies import copy
+from pquant_fx.lower.hls4ml.matrices import matmul
 from pquant_fx.lower.hls4ml.net import (
     Affine,
     Concat,
     Conv,
+    Copy,
     Dense,
     Input,
     Lookup,
+    MatMul,
     Merge,
     Net,
     Op,
@@ -171,6 +175,8 @@ _EMITTERS: dict[type[Op], Callable[[Builder, Any], None]] = {
     Quantize: quantize,
     Dense: dense,
     Conv: conv,
+    Copy: copy,
+    MatMul: matmul,
     Pool: pool,
     Affine: _affine,
     Relu: _relu,

@@ -21,10 +21,12 @@ __all__ = [
     "Array",
     "Concat",
     "Conv",
+    "Copy",
     "Dense",
     "Input",
     "Ints",
     "Lookup",
+    "MatMul",
     "Merge",
     "Net",
     "Op",
@@ -172,6 +174,18 @@ class Select(Op):
     """Slices and zero pads: row r of an axis is the input's row maps[axis][r], or zeros where that is -1."""
 
     maps: tuple[Ints, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Copy(Op):
+    """Places that values are copied to: output element n is the input's element index[n], or zero where that is -1."""
+
+    index: Ints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatMul(Op):
+    """a @ b of two values, matrices (M, K) and (K, N) or as many of them in both."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from pquant_fx.graph.interval_arrays import turned
 from pquant_fx.lower.hls4ml.elements import affine
-from pquant_fx.lower.hls4ml.net import Array, Conv, Dense, Op, Pool, Shape
+from pquant_fx.lower.hls4ml.net import Array, Conv, Op, Pool, Shape
 from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.shapes import view
 
-__all__ = ["WINDOW_READERS"]
+__all__ = ["WINDOW_READERS", "global_mean"]
 
 
 def _conv(node: Node) -> list[Op]:
@@ -115,15 +114,12 @@ def _power_of_two(node: Node, elements: int) -> None:
         raise node.refuse("PQ202", f"a mean over {elements} elements", "average over 2^n elements: the division is then exact")
 
 
-def _global_mean(node: Node) -> list[Op]:
+def global_mean(node: Node) -> list[Op]:
     """Mean or sum over all spatial axes: one window as large as the image."""
     shape = node.shape(0)
     if node.proto.op_type != "GlobalAveragePool":
         given = node.integers(1, "axes").tolist() if node.has(1) else node.attribute("axes", [])
         axes = sorted(int(a) % (len(shape) + 1) for a in given)
-        if len(shape) == 1 and axes == [1] and node.attribute("keepdims", 1) and node.proto.op_type == "ReduceSum":
-            weight, bias = np.ones((shape[0], 1)), np.zeros(1)
-            return [Dense(name=node.name, inputs=(node.inputs[0],), output=node.output, shape=(1,), weight=weight, bias=bias)]
         if len(shape) < 2 or axes != list(range(2, len(shape) + 1)):
             what = f"{node.proto.op_type} over the axes {axes} of {shape}"
             raise node.refuse("PQ202", what, "reduce over all spatial axes of an image, or write it as a linear layer")
@@ -141,29 +137,11 @@ def _global_mean(node: Node) -> list[Op]:
     return [*ops, view(node, ops[-1].output, flat, np.arange(shape[0]), out)]
 
 
-def _largest(node: Node) -> list[Op]:
-    """The largest element of a vector: a window as long as it is."""
-    shape = node.shape(0)
-    given = node.integers(1, "axes").tolist() if node.has(1) else node.attribute("axes", [])
-    if len(shape) != 1 or [int(a) % 2 for a in given] != [1] or not node.attribute("keepdims", 1):
-        remedy = "leave a softmax out: the largest logit stays the largest"
-        raise node.refuse("PQ202", f"ReduceMax over the axes {list(given)} of {shape}", remedy)
-    row = view(node, node.inputs[0], shape, np.arange(shape[0]), (1, *shape))
-    row = replace(row, name=f"{node.name}/row", output=f"{node.output}/row")
-    pool = Pool(
-        name=node.name, inputs=(row.output,), output=f"{node.output}/max", shape=(1, 1),
-        mode="Max", kernel=shape, strides=shape, pads=(0, 0),
-    )  # fmt: skip
-    return [row, pool, view(node, pool.output, (1, 1), np.arange(1), (1,))]
-
-
 WINDOW_READERS: dict[str, Reader] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _pool,
     "AveragePool": _pool,
-    "GlobalAveragePool": _global_mean,
-    "ReduceMean": _global_mean,
-    "ReduceSum": _global_mean,
-    "ReduceMax": _largest,
+    "GlobalAveragePool": global_mean,
+    "ReduceMean": global_mean,
 }
