@@ -5,6 +5,7 @@
     functionalize            modules become functions of their parameters
     propagate_shapes         every node knows its shape at the example inputs
     fold_batchnorm           BatchNorm becomes arithmetic on the weights before they are quantized
+    expand_attention         attention and encoder layers become linear layers, products and softmax
     lift_numbers             numbers that have to be rounded become constants; divisions become products
     hard_tanh                tanh becomes a clip where no table of it is wanted
     relu_multiplier          a learned power of two behind a ReLU, where it is wanted
@@ -35,6 +36,7 @@ from pquant_fx.passes.align_joins import AlignJoins
 from pquant_fx.passes.bake_tables import bake_tables
 from pquant_fx.passes.bake_weights import bake_weights
 from pquant_fx.passes.canonicalize import canonicalize
+from pquant_fx.passes.expand_attention import ExpandAttention
 from pquant_fx.passes.expand_softmax import ExpandSoftmax
 from pquant_fx.passes.fold_batchnorm import FoldBatchnorm
 from pquant_fx.passes.functionalize import functionalize
@@ -62,7 +64,7 @@ def default_pipeline(config: ConfigLike) -> Pipeline:
     prunes, quantizes = config.pruning_parameters.enable_pruning, config.quantization_parameters.enable_quantization
     compress: tuple[Pass, ...] = ()
     if quantizes:
-        compress += (FoldBatchnorm(), LiftNumbers(config), HardTanh(config), ReluMultiplier(config))
+        compress += (FoldBatchnorm(), ExpandAttention(config), LiftNumbers(config), HardTanh(config), ReluMultiplier(config))
         compress += (ExpandSoftmax(config), RoundSlopes(config))
     if prunes:
         compress += (InsertMasks(config),)

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 from pquant_fx.config import Config, LayerSettings
 from pquant_fx.graph.dialect import Op, Quantizer, is_parameter_value, op_of
 from pquant_fx.graph.info import info
+from pquant_fx.graph.operand_marks import format_group, takes_exact, takes_quantized
 from pquant_fx.graph.placed import is_placed
 from pquant_fx.graph.rewriter import Rewriter
 from pquant_fx.graph.values import (
@@ -71,6 +72,7 @@ class _Insertion:
         self.rw = Rewriter(gm)
         self.config = config
         self.signs: dict[Node, bool] = {}
+        self.shared: dict[str, str] = {}
         self.parameters = ParameterQuantizers(self.rw, config)
 
     def run(self) -> None:
@@ -95,7 +97,8 @@ class _Insertion:
         settings = settings_of(self.config, self.rw.gm, node)
         if not settings.quantize:
             return
-        if settings.quantize_input and (op.kind in ("weighted", "table") or op.name in _MULTIPLIES):
+        multiplies = (op.kind in ("weighted", "table") or op.name in _MULTIPLIES) and not takes_exact(node)
+        if settings.quantize_input and (multiplies or takes_quantized(node)):
             for operand in data_operands(node):
                 self.data(operand)
         if op.kind == "weighted":
@@ -136,10 +139,20 @@ class _Insertion:
         if not users:
             return
         with self.rw.after(node):
-            made = self.rw.call_module(self.rw.own(f"{own_path(node)}.quantizer", self.quantizer(node, settings)), node)
+            made = self.rw.call_module(self.path(node, settings), node)
         self.rw.inherit(made, node)
         for user in users:
             self.rw.redirect(user, node, made)
+
+    def path(self, node: Node, settings: LayerSettings) -> str:
+        """Where the quantizer of a value lives: its own, or that of its format group."""
+        group = format_group(node)
+        if group is None or group not in self.shared:
+            made = self.rw.own(f"{own_path(node)}.quantizer", self.quantizer(node, settings))
+            if group is None:
+                return made
+            self.shared[group] = made
+        return self.shared[group]
 
     def quantizer(self, node: Node, settings: LayerSettings) -> Quantizer:
         return data_quantizer(settings, self.config, node, unsigned=non_negative(node, self.signs))

@@ -26,6 +26,7 @@ from pquant_fx.graph.interval_quantizer import QuantizerFacts, formats_of, full_
 from pquant_fx.graph.interval_rules import RULES
 from pquant_fx.graph.interval_tables import require_table
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, Interval, constant
+from pquant_fx.graph.operand_marks import why_opaque
 from pquant_fx.graph.tables import lookup
 
 __all__ = ["FormatMap", "analyse", "sample_shape"]
@@ -199,7 +200,8 @@ class _Analysis:
         op = op_of(node)
         if op is None or not callable(node.target):
             name, module = _called(self.gm, node)
-            raise Inexact("PQ201", f"{name} has no exact integer meaning", alternative(name, module))
+            what, remedy = why_opaque(node) or ("", alternative(name, module))
+            raise Inexact("PQ201", f"{name} has no exact integer meaning{': ' if what else ''}{what}", remedy)
         unknown = [n for n in node.all_input_nodes if self.intervals.get(n) is None]
         args = self._operands(node)
         if args is None:

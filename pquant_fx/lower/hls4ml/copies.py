@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml.builder import Builder, channels_last
+from pquant_fx.lower.hls4ml.builder import COPIES, Builder, channels_last
 from pquant_fx.lower.hls4ml.net import Array, Copy, Ints, refusal
 from pquant_fx.lower.hls4ml.ranges import Range
 
-__all__ = ["LAYER", "copy", "kernel", "register_copies"]
+__all__ = ["copy", "kernel", "register_copies"]
 
-LAYER = "PQuantCopies"
 _BACKENDS = ("Vivado", "Vitis")
 
 
@@ -37,7 +36,7 @@ def copy(builder: Builder, op: Copy) -> None:
         repeats = taken.size // lanes
     low, high = (_taken(bound, op.index).reshape(op.shape) for bound in (source.range.low, source.range.high))
     result = Range(source.range.f, low, high)
-    name = builder.layer(op, LAYER, [source], result, taken=taken.tolist(), repeats=repeats, target_shape=list(stored))
+    name = builder.layer(op, COPIES, [source], result, taken=taken.tolist(), repeats=repeats, target_shape=list(stored))
     builder.put(op, name, stored, order, result)
 
 
@@ -86,7 +85,7 @@ def register_copies() -> None:
     from hls4ml.model.layers import Layer, layer_map, register_layer
     from hls4ml.model.types import Source
 
-    if LAYER in layer_map:
+    if COPIES in layer_map:
         return
 
     class PQuantCopies(Layer):
@@ -102,6 +101,6 @@ def register_copies() -> None:
             given = self._default_function_params(node)
             return "nnet::{name}_copies<{input_t}, {output_t}>({input}, {output});".format(**given)
 
-    register_layer(LAYER, PQuantCopies)
+    register_layer(COPIES, PQuantCopies)
     for backend in _BACKENDS:
         get_backend(backend).register_template(Call)
