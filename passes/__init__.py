@@ -6,7 +6,9 @@
     propagate_shapes         every node knows its shape at the example inputs
     fold_batchnorm           BatchNorm becomes arithmetic on the weights before they are quantized
     expand_attention         attention and encoder layers become linear layers, products and softmax
+    expand_recurrent         LSTM and GRU become linear layers and tables, one step after the other
     lift_numbers             numbers that have to be rounded become constants; divisions become products
+    expand_norms             LayerNorm and RMSNorm become sums, products and a table
     hard_tanh                tanh becomes a clip where no table of it is wanted
     relu_multiplier          a learned power of two behind a ReLU, where it is wanted
     expand_softmax           softmax becomes a maximum, two tables, a sum and a product
@@ -37,6 +39,8 @@ from pquant_fx.passes.bake_tables import bake_tables
 from pquant_fx.passes.bake_weights import bake_weights
 from pquant_fx.passes.canonicalize import canonicalize
 from pquant_fx.passes.expand_attention import ExpandAttention
+from pquant_fx.passes.expand_norms import ExpandNorms
+from pquant_fx.passes.expand_recurrent import ExpandRecurrent
 from pquant_fx.passes.expand_softmax import ExpandSoftmax
 from pquant_fx.passes.fold_batchnorm import FoldBatchnorm
 from pquant_fx.passes.functionalize import functionalize
@@ -64,8 +68,8 @@ def default_pipeline(config: ConfigLike) -> Pipeline:
     prunes, quantizes = config.pruning_parameters.enable_pruning, config.quantization_parameters.enable_quantization
     compress: tuple[Pass, ...] = ()
     if quantizes:
-        compress += (FoldBatchnorm(), ExpandAttention(config), LiftNumbers(config), HardTanh(config), ReluMultiplier(config))
-        compress += (ExpandSoftmax(config), RoundSlopes(config))
+        compress += (FoldBatchnorm(), ExpandAttention(config), ExpandRecurrent(config), LiftNumbers(config), ExpandNorms(config))
+        compress += (HardTanh(config), ReluMultiplier(config), ExpandSoftmax(config), RoundSlopes(config))
     if prunes:
         compress += (InsertMasks(config),)
     if quantizes:

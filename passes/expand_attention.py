@@ -89,10 +89,10 @@ def _masked(node: Node, rw: Rewriter) -> None:
     filled, axis = node.args
     assert isinstance(filled, Node)
     values = dict(zip(("input", "mask", "value"), filled.args)) | filled.kwargs
-    x, mask, number = values["input"], values["mask"], values["value"]
+    x, mask, number = values.get("input"), values.get("mask"), values.get("value")
     if filled.target is torch.where:
         mask, x, number = filled.args
-    if not isinstance(number, int | float) or number > EXCLUDED or axis != len(shape_of(node)) - 1:
+    if not isinstance(x, Node) or not isinstance(number, int | float) or number > EXCLUDED or axis != len(shape_of(node)) - 1:
         raise CanNotWrite("its mask lets something through", "fill with -inf, over the last axis")
     found = fixed_mask(rw, mask, shape_of(node), causal=False, true_keeps=filled.target is torch.where)
     rw.replace(node, found.shares(LayerWriter(rw, node, ""), x))
@@ -154,10 +154,10 @@ def _multihead(node: Node, rw: Rewriter) -> None:
     w = LayerWriter(rw, node)
     sizes = (shape_of(given["query"])[0], w.module.num_heads, shape_of(given["query"])[1], shape_of(given["key"])[1])
     mask = _mask(rw, given, "attn_mask", "key_padding_mask", sizes)
+    if any(user.target is not operator.getitem or user.args[1] not in (0, 1) for user in node.users):
+        raise CanNotWrite("its result is used as a whole", "take it apart: y, weights = attention(x, x, x)")
     values, shares = _heads(w, given["query"], given["key"], given["value"], mask)
     for user in list(node.users):
-        if user.target is not operator.getitem or user.args[1] not in (0, 1):
-            raise CanNotWrite("its result is used as a whole", "take it apart: y, weights = attention(x, x, x)")
         if user.args[1] == 0:
             rw.replace(user, values)
         elif user.users:
@@ -194,7 +194,8 @@ def _heads(w: LayerWriter, query: Node, key: Node, value: Node, mask: FixedMask)
     def apart(x: Node) -> Node:
         return w.permute(w.reshape(x, shape_of(x)[1], heads, size // heads), 0, 2, 1, 3)
 
-    values, shares = _attention(w, *map(apart, projected), 1.0, mask, m.dropout)
+    q, k, v = map(apart, projected)
+    values, shares = _attention(w, q, k, v, 1.0, mask, m.dropout)
     together = w.reshape(w.permute(values, 0, 2, 1, 3), shape_of(query)[1], size)
     out = w.at("out_proj")
     weight = out.parameter("weight")
@@ -218,15 +219,12 @@ def _projected(w: LayerWriter, m: nn.MultiheadAttention, query: Node, key: Node,
             return [w.cut(joint, 2, n * size, (n + 1) * size) for n in range(3)]
     made = []
     for n, x in enumerate((query, key, value)):
-        own = (
-            w.parameter(("q_proj_weight", "k_proj_weight", "v_proj_weight")[n])
-            if weight is None
-            else w.rows(weight, n * size, (n + 1) * size)
-        )
+        part = (n * size, (n + 1) * size)
+        own = w.parameter(f"{'qkv'[n]}_proj_weight") if weight is None else w.rows(weight, *part)
         assert own is not None
         if weight is None and n == 0:
             own = w.of_parameters(operator.mul, shape_of(own), own, scale)
-        made.append(w.linear(x, own, None if bias is None else w.rows(bias, n * size, (n + 1) * size)))
+        made.append(w.linear(x, own, None if bias is None else w.rows(bias, *part)))
     return made
 
 

@@ -69,7 +69,7 @@ def _expanded(node: Node, rw: Rewriter, bits: int) -> Node:
     below = step(operator.sub, step(torch.amax, x, (axis,), True, sizes=one), x)
     path = rw.own(f"{own_path(node)}.quantizer", _exponent_format(bits))
     share = step(exp_neg, _sized(rw.call_module(path, below), node, shape))
-    share = share if kept is None else writer.mul(share, kept)
+    share = share if not isinstance(kept, Node) else writer.mul(share, kept)
     inverse = step(inverse_sum, step(torch.sum, share, (axis,), True, sizes=one), sizes=one)
     return rw.call(operator.mul, share, inverse)
 

@@ -88,6 +88,8 @@ TABLE: dict[type[nn.Module], Callable[[Any, Node], Call]] = {
     nn.LogSigmoid: lambda m, x: (F.logsigmoid, ()),
     nn.Hardsigmoid: lambda m, x: (F.hardsigmoid, ()),
     nn.Hardswish: lambda m, x: (F.hardswish, ()),
+    nn.LayerNorm: lambda m, x: (F.layer_norm, (m.normalized_shape, "weight", "bias", m.eps)),
+    nn.RMSNorm: lambda m, x: (F.rms_norm, (m.normalized_shape, "weight", m.eps)),
     nn.Softmax: lambda m, x: (F.softmax, (m.dim,)),
     nn.MaxPool1d: _max_pool,
     nn.MaxPool2d: _max_pool,

@@ -107,7 +107,8 @@ class _Insertion:
             self.parameters.factors(node, settings)
         elif op.name in _ADDS:
             self.parameters.addends(node, settings)
-        if op.kind in ("activation", "table") or (settings.quantize_output and op.kind != "grid"):
+        results = op.kind in ("activation", "table") or format_group(node) is not None
+        if results or (settings.quantize_output and op.kind != "grid"):
             self.data(result_of(node))
 
     def outputs(self) -> None:

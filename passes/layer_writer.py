@@ -52,6 +52,10 @@ class LayerWriter:
     def call(self, function: Callable[..., Any], shape: Sequence[int], *args: Any) -> Node:
         return self._described(self.rw.call(function, *args), tuple(shape))
 
+    def module_call(self, path: str, x: Node) -> Node:
+        """A call of the module of ours at `path`, which keeps the shape of x."""
+        return self._described(self.rw.call_module(path, x), shape_of(x))
+
     def parameter(self, name: str) -> Node | None:
         """The parameter or buffer `name` of the module at `path`; None where it has none."""
         value = getattr(self.module, name, None)
@@ -73,7 +77,7 @@ class LayerWriter:
     def linear(self, x: Node, weight: Node, bias: Node | None) -> Node:
         return self.call(F.linear, (*shape_of(x)[:-1], shape_of(weight)[0]), x, weight, bias)
 
-    def add(self, a: Node, b: Node) -> Node:
+    def add(self, a: Node, b: Node | float) -> Node:
         return self.call(operator.add, _broadcast(a, b), a, b)
 
     def sub(self, a: Node | float, b: Node) -> Node:
@@ -124,7 +128,7 @@ class LayerWriter:
         if p == 0:
             return x
         path = self.rw.own(f"{self.path}.dropout" if self.path else "dropout", nn.Dropout(p))
-        return self._described(self.rw.call_module(path, x), shape_of(x))
+        return self.module_call(path, x)
 
     # ---- provenance
     def _described(self, made: Node, shape: Shape) -> Node:
@@ -146,7 +150,8 @@ def shape_of(x: Any) -> Shape:
 
 
 def _broadcast(a: Any, b: Any) -> Shape:
-    return torch.broadcast_shapes(*(shape_of(v) for v in (a, b) if isinstance(v, Node)))
+    made: Shape = torch.broadcast_shapes(*(shape_of(v) for v in (a, b) if isinstance(v, Node)))  # type: ignore[no-untyped-call]
+    return made
 
 
 def is_changed(module: nn.Module, kind: type[nn.Module]) -> bool:
