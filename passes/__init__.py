@@ -13,6 +13,7 @@
     relu_multiplier          a learned power of two behind a ReLU, where it is wanted
     expand_softmax           softmax becomes a maximum, two tables, a sum and a product
     round_slopes             leaky slopes get the bits of a weight
+    round_means              a mean over P values, P no power of two, becomes their sum times a fixed-point 1/P
     insert_masks             every prunable weight passes through a mask
     insert_quantizers        every value that hardware computes with gets a format
     align_joins              how branches that meet share a grid
@@ -54,6 +55,7 @@ from pquant_fx.passes.propagate_shapes import propagate_shapes
 from pquant_fx.passes.relu_multiplier import ReluMultiplier
 from pquant_fx.passes.remove_dead_channels import remove_dead_channels
 from pquant_fx.passes.remove_redundant_quantizers import remove_redundant_quantizers
+from pquant_fx.passes.round_means import RoundMeans
 from pquant_fx.passes.round_slopes import RoundSlopes
 from pquant_fx.passes.tabulate import tabulate
 from pquant_fx.passes.use_running_statistics import use_running_statistics
@@ -69,7 +71,7 @@ def default_pipeline(config: ConfigLike) -> Pipeline:
     compress: tuple[Pass, ...] = ()
     if quantizes:
         compress += (FoldBatchnorm(), ExpandAttention(config), ExpandRecurrent(config), LiftNumbers(config), ExpandNorms(config))
-        compress += (HardTanh(config), ReluMultiplier(config), ExpandSoftmax(config), RoundSlopes(config))
+        compress += (HardTanh(config), ReluMultiplier(config), ExpandSoftmax(config), RoundSlopes(config), RoundMeans(config))
     if prunes:
         compress += (InsertMasks(config),)
     if quantizes:

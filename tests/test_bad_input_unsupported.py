@@ -44,8 +44,8 @@ UNSUPPORTED = {
     "reflection": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), IMAGE, "PQ201", "Conv2d", "padding_mode='zeros'"),
     "conv3d": (nn.Conv3d(2, 3, 1), (2, 3, 3, 3), "PQ201", "Conv3d", "two spatial axes"),
     "indices": (nn.MaxPool2d(2, return_indices=True), IMAGE, "PQ201", "MaxPool2d", "return_indices=False"),
-    "average of 9": (nn.AvgPool2d(3), IMAGE, "PQ202", "averages 9 elements", r"2\^n"),
-    "average of 64 parts": (nn.AdaptiveAvgPool2d(3), IMAGE, "PQ201", "AdaptiveAvgPool2d", r"2\^n"),
+    "average without its padding": (nn.AvgPool2d(3, 1, 1, count_include_pad=False), IMAGE, "PQ202", "fewer elements", "count_include_pad"),
+    "uneven average": (nn.AdaptiveAvgPool2d(5), IMAGE, "PQ201", "AdaptiveAvgPool2d", "divides the input's"),
     "bounds": (nn.Hardtanh(-0.3, 0.7), VECTOR, "PQ202", "-0.3 is not exact", "power of two"),
     "batch statistics": (nn.BatchNorm1d(4, track_running_stats=False), VECTOR, "PQ202", "track_running_stats", "keep running statistics"),
     "fourier": (Fourier(), VECTOR, "PQ201", "fft", "sums, products"),
@@ -74,7 +74,7 @@ class Many(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.act = nn.Conv2d(1, 4, 3, padding=1), nn.Hardshrink()
-        self.pool, self.clip = nn.AvgPool2d(3, 3), nn.Hardtanh(-0.3, 0.7)
+        self.pool, self.clip = nn.AvgPool2d(2, ceil_mode=True), nn.Hardtanh(-0.3, 0.7)
 
     def forward(self, x):
         y = self.act(self.conv(x))

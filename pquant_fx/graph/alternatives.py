@@ -19,7 +19,7 @@ _REMEDIES = {
     "convtranspose": "use padding_mode='zeros' and at most two spatial axes",
     "upsample": "upsample outside of the compiled model",
     "interpolate": "upsample outside of the compiled model",
-    "adaptiveavgpool": "use nn.AvgPool with windows of 2^n elements, or an output size of 1",
+    **dict.fromkeys(("adaptiveavgpool", "adaptivemaxpool"), "use an output size that divides the input's, or a window of its own"),
     **dict.fromkeys(("clamp", "clip", "threshold"), "give both bounds as numbers, as F.hardtanh(x, low, high) does, or use torch.maximum"),
     **dict.fromkeys(("where", "maskedfill"), "use torch.maximum, torch.minimum or F.relu, or multiply by a value that is 0 or 1"),
     "abs": "use torch.maximum(x, -x)",

@@ -20,6 +20,7 @@ Canonical argument forms (all positional; n spatial axes; batch is always axis 0
     torch.reshape(x, (-1, *sample_shape))           flatten, view, squeeze, unsqueeze end up here
     torch.permute(x, axes)                          axes[0] == 0
     torch.mean(x, axes, keepdim) / torch.sum / torch.amax        sorted axes >= 1
+    scaled_sum(x, axes, keepdim, r)   scaled_pool(x, kernel, ..., r)   means over P elements, P no power of two, r about 1/P
     F.pad(x, pads, "constant", 0)                   torch's pads, last axis first
     operator.getitem(x, (slice, ...))               one slice of ints an axis, the first one slice(None, None, None)
 """
@@ -40,6 +41,7 @@ from torch.nn import functional as F
 from pquant_fx.formats import OverflowMode, RoundingMode
 from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.graph.batch_correction import BatchCorrection, Pointwise
+from pquant_fx.graph.means import scaled_pool, scaled_sum
 from pquant_fx.graph.tables import TABLE_FUNCTIONS, Tabulated, lookup
 
 __all__ = [
@@ -105,6 +107,8 @@ OPS: dict[Callable[..., Any], Op] = {
     F.avg_pool1d: Op("avg_pool1d", "pool", non_negative=None),
     F.avg_pool2d: Op("avg_pool2d", "pool", non_negative=None),
     torch.mean: Op("mean", "pool", non_negative=None),
+    scaled_pool: Op("scaled_pool", "pool", non_negative=None),
+    scaled_sum: Op("scaled_sum", "pool", non_negative=None),
     torch.sum: Op("sum", "pool", non_negative=None),
     F.max_pool1d: Op("max_pool1d", "grid", non_negative=None),
     F.max_pool2d: Op("max_pool2d", "grid", non_negative=None),

@@ -79,7 +79,7 @@ def _nearest_channels(node: Node, rank: int, neighbours: Callable[[Node], list[N
         seen.add(current)
         if op is not None and op.name in ("linear", "matmul"):
             return rank - 1
-        if op is not None and op.name.startswith(("conv", "max_pool", "avg_pool")):
+        if op is not None and op.name.startswith(("conv", "max_pool", "avg_pool", "scaled_pool")):
             return 1
         if op is None or op.name not in ("reshape", "permute"):
             stack.extend(neighbours(current))
