@@ -36,9 +36,10 @@ class Fourier(nn.Module):
 UNSUPPORTED = {
     "softmax": (nn.Softmax(0), VECTOR, "PQ201", "Softmax", "one axis of a sample"),
     "tanhshrink": (nn.Tanhshrink(), VECTOR, "PQ201", "Tanhshrink", "nn.PReLU"),
-    "layernorm": (nn.LayerNorm(4), VECTOR, "PQ201", "LayerNorm", "BatchNorm"),
-    "lstm": (nn.LSTM(4, 3, batch_first=True), SERIES, "PQ201", "LSTM", "unroll"),
-    "attention": (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), SERIES, "PQ201", "TransformerEncoderLayer", "sums, products"),
+    "groupnorm": (nn.GroupNorm(2, 4), VECTOR, "PQ201", "GroupNorm", "nn.LayerNorm"),
+    "rnn": (nn.RNN(4, 3, batch_first=True), SERIES, "PQ201", "RNN", "nn.LSTM"),
+    "lstm": (nn.LSTM(4, 3), SERIES, "PQ201", "LSTM has no exact integer meaning: its batch is not the first axis", "batch_first=True"),
+    "attention": (nn.TransformerEncoderLayer(4, 2, 8), SERIES, "PQ201", "TransformerEncoderLayer", "batch_first=True"),
     "transposed": (nn.ConvTranspose3d(2, 3, 2, 2), (2, 3, 3, 3), "PQ201", "ConvTranspose3d", "two spatial axes"),
     "upsample": (nn.Upsample(scale_factor=2), IMAGE, "PQ201", "Upsample", "outside"),
     "reflection": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), IMAGE, "PQ201", "Conv2d", "padding_mode='zeros'"),

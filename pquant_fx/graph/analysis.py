@@ -76,8 +76,7 @@ class FormatMap:
 
     def require(self) -> None:
         """Raise LoweringError with every problem of the graph, if there is any."""
-        found = [*self.problems.values(), *self.raw.values()]
-        if found:
+        if found := [*self.problems.values(), *self.raw.values()]:
             raise LoweringError(found)
 
 
@@ -200,8 +199,8 @@ class _Analysis:
         op = op_of(node)
         if op is None or not callable(node.target):
             name, module = _called(self.gm, node)
-            what, remedy = why_opaque(node) or ("", alternative(name, module))
-            raise Inexact("PQ201", f"{name} has no exact integer meaning{': ' if what else ''}{what}", remedy)
+            why, remedy = why_opaque(node) or ("", alternative(name, module))
+            raise Inexact("PQ201", f"{name} has no exact integer meaning{why}", remedy)
         unknown = [n for n in node.all_input_nodes if self.intervals.get(n) is None]
         args = self._operands(node)
         if args is None:

@@ -57,10 +57,10 @@ def format_group(node: Node) -> str | None:
 
 def mark_opaque(node: Node, what: str, remedy: str) -> None:
     """Why the layer that `node` calls stays whole, for those who refuse it."""
-    node.meta[_OPAQUE] = (what, remedy)
+    node.meta[_OPAQUE] = (f": {what}", remedy)
 
 
 def why_opaque(node: Node) -> tuple[str, str] | None:
-    """(what, remedy) as noted by `mark_opaque`."""
+    """The reason noted by `mark_opaque`, as the end of a sentence (": ..."), and the remedy."""
     found: tuple[str, str] | None = node.meta.get(_OPAQUE)
     return found
