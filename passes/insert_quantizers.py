@@ -40,6 +40,7 @@ from pquant_fx.passes.propagate_shapes import propagate_shapes
 from pquant_fx.passes.quantizer_choice import data_quantizer
 from pquant_fx.passes.requests import insert_requested
 from pquant_fx.passes.settings import input_settings, own_path, settings_of
+from pquant_fx.quantize.quantizers import IndexQuantizer
 
 __all__ = ["InsertQuantizers"]
 
@@ -79,6 +80,8 @@ class _Insertion:
         graph = self.rw.graph
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
         casts = insert_requested(self.rw, self.config, self.quantizer)
+        for node in [n for n in graph.nodes if (op := op_of(n)) is not None and op.kind == "embedding"]:
+            self.index(node)
         for node in inputs:
             self.input(node, casts)
         self.outputs()
@@ -93,6 +96,16 @@ class _Insertion:
         if settings.quantize and settings.quantize_input and node.users and _is_float(node):
             self.value(node, settings, casts)
 
+    def index(self, node: Node) -> None:
+        """The numbers of an embedding's rows have a format by themselves: whole, and as many bits as there are rows."""
+        x, table, *_ = node.args
+        rows = (info(table).shape if isinstance(table, Node) else None) or (1,)
+        if isinstance(x, Node) and not is_parameter_value(x) and settings_of(self.config, self.rw.gm, node).quantize:
+            with self.rw.before(node):
+                made = self.rw.call_module(self.rw.own(f"{own_path(node)}.input_quantizer", IndexQuantizer(rows[0])), x)
+            self.rw.inherit(made, x)
+            self.rw.redirect(node, x, made)
+
     def operator(self, node: Node, op: Op) -> None:
         settings = settings_of(self.config, self.rw.gm, node)
         if not settings.quantize:
@@ -103,6 +116,8 @@ class _Insertion:
                 self.data(operand)
         if op.kind == "weighted":
             self.parameters.layer(node, op, settings)
+        elif op.kind == "embedding":
+            self.parameters.rows(node, op, settings)
         elif op.name in (*_MULTIPLIES, "prelu"):
             self.parameters.factors(node, settings)
         elif op.name in _ADDS:

@@ -38,6 +38,11 @@ class ParameterQuantizers:
         if isinstance(bias, Node):
             self._quantize(node, 2, "bias", bias_quantizer(settings, self.config, info(bias).shape))
 
+    def rows(self, node: Node, op: Op, settings: LayerSettings) -> None:
+        """The table of an embedding."""
+        if isinstance(node.args[1], Node):
+            self._quantize(node, 1, "weight", weight_quantizer(settings, self.config, info(node.args[1]).shape, op.channels))
+
     def factors(self, node: Node, settings: LayerSettings) -> None:
         """The constant factor of a product: a parameter such as a folded scale, or a number that was lifted.
 

@@ -41,7 +41,8 @@ UNSUPPORTED = {
     "lstm": (nn.LSTM(4, 3), SERIES, "PQ201", "LSTM has no exact integer meaning: its batch is not the first axis", "batch_first=True"),
     "attention": (nn.TransformerEncoderLayer(4, 2, 8), SERIES, "PQ201", "TransformerEncoderLayer", "batch_first=True"),
     "transposed": (nn.ConvTranspose3d(2, 3, 2, 2), (2, 3, 3, 3), "PQ201", "ConvTranspose3d", "two spatial axes"),
-    "upsample": (nn.Upsample(scale_factor=2), IMAGE, "PQ201", "Upsample", "outside"),
+    "upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), IMAGE, "PQ201", "Upsample", "mode='nearest'"),
+    "upsample by a half": (nn.Upsample(scale_factor=1.5), IMAGE, "PQ201", "Upsample", "whole factor"),
     "reflection": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), IMAGE, "PQ201", "Conv2d", "padding_mode='zeros'"),
     "conv3d": (nn.Conv3d(2, 3, 1), (2, 3, 3, 3), "PQ201", "Conv3d", "two spatial axes"),
     "indices": (nn.MaxPool2d(2, return_indices=True), IMAGE, "PQ201", "MaxPool2d", "return_indices=False"),
@@ -135,7 +136,7 @@ def test_the_alternatives_that_messages_name_are_accepted() -> None:
 class Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.fc = nn.Embedding(5, 4), nn.Linear(4, 2)
+        self.table, self.fc = nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 2)
 
     def forward(self, tokens):
         return self.fc(self.table(tokens))
@@ -145,7 +146,7 @@ def test_integer_inputs() -> None:
     tokens = torch.randint(0, 5, (3, 6))
     model = pq.compile(Words(), "fixed8", tokens)
     assert model(tokens).shape == (3, 6, 2)
-    error = refused(model.freeze, pq.LoweringError, "PQ201", "Embedding")
+    error = refused(model.freeze, pq.LoweringError, "PQ201", "Embedding", "max_norm")
     assert at(error) == ("table", line_of(Words, "self.table(tokens)"))
     error = refused(lambda: model(tokens.float()), pq.InputError, "PQ409", "float32, the example was torch.int64", "x.to")
     assert at(error) == ("", line_of(Words.forward))

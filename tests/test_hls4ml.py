@@ -49,8 +49,6 @@ REFUSED: dict[str, tuple[str, str, tuple[int, ...], str, Edit]] = {
     "one signed bit": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", 1, 1)),
     "rounding up": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", 1, 4, mode="CEIL")),
     "formats of pixels": ("PQ205", "q", (1, 1, 2), "io_stream", lambda g, x: g.fixed(x, "q", 1, 1, [[[[1, 2]]]], "RND", "SAT")),
-    "overlap in a stream": ("PQ202", "p", IMAGE, "io_stream", lambda g, x: g.pool(x, "p", "MaxPool", 3, 3, stride=1)),
-    "signed padding in a stream": ("PQ202", "p", IMAGE, "io_stream", lambda g, x: g.pool(x, "p", "MaxPool", 2, 2, pad=1)),
     "nan weight": ("PQ305", "mm", (4,), "io_parallel", lambda g, x: g.node("MatMul", [x, g.constant(np.full((4, 2), np.nan))], "mm")),
 }  # fmt: skip
 

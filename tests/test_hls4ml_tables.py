@@ -84,7 +84,7 @@ def wide(g: File, x: str) -> str:
 REFUSED: dict[str, tuple[str, str, str, tuple[int, ...], Callable[[File, str], str]]] = {
     "picked by constants": ("PQ202", "g", "constant indices", (4,), lambda g, x: g.node("Gather", [x, g.constant([0, 1], np.int64)], "g")),
     "rows": (
-        "PQ202", "g", r"shape \(4, 2\)", (4,),
+        "PQ202", "g", "not whole or negative", (4,),
         lambda g, x: g.node("Gather", [g.constant(np.ones((4, 2))), g.node("Cast", [x], "c", to=7)], "g"),
     ),
     "too wide": ("PQ303", "g", r"2\^2\d", (4,), wide),

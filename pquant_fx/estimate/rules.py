@@ -22,6 +22,7 @@ from pquant_fx.estimate.growth import Growth
 from pquant_fx.estimate.moves import MOVES, Move
 from pquant_fx.graph.dialect import op_of
 from pquant_fx.graph.means import scaled_pool, scaled_sum
+from pquant_fx.graph.moves import embed
 
 __all__ = ["RULES", "Rule", "rule_of"]
 
@@ -51,6 +52,7 @@ RULES: dict[Callable[..., Any], Rule] = {
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d), Rule(costs.pool, grow=growth.avg_pool)),
     scaled_sum: Rule(scaled.sum_cost, grow=scaled.sum_format),
     scaled_pool: Rule(scaled.pool_cost, grow=scaled.pool_format),
+    embed: Rule(grow=growth.embed),
     F.relu: Rule(grow=growth.relu),
     F.relu6: Rule(costs.relu6, grow=growth.relu6),
     F.hardtanh: Rule(costs.hardtanh, grow=growth.hardtanh),

@@ -21,6 +21,7 @@ from pquant_fx.graph.interval_tables import lookup_rule
 from pquant_fx.graph.interval_weighted import Result, conv_rule, conv_transpose_rule, linear_rule, matmul_rule
 from pquant_fx.graph.intervals import Inexact, Interval, align, exact_number, require_bits
 from pquant_fx.graph.means import scaled_pool, scaled_sum
+from pquant_fx.graph.moves import embed, upsample
 from pquant_fx.graph.tables import lookup
 
 __all__ = ["RULES", "reciprocal"]
@@ -170,6 +171,21 @@ def _getitem(x: Interval, index: Any) -> Result:
     return x.moved(arrays.take, index), None
 
 
+def _upsample(x: Interval, factors: Ns) -> Result:
+    return x.moved(arrays.upsample, factors), None
+
+
+def _embed(x: Interval, w: Interval, padding_idx: int | None = None) -> Result:
+    """Each column of the table, wherever its rows go."""
+    if not w.is_constant:
+        raise Inexact("PQ202", "its table is computed from data", "use a parameter as the table")
+    if x.f > 0 and not (x.zeros >= x.f).all():
+        raise Inexact("PQ202", "its rows are counted by numbers that are not whole", "give it integers")
+    shape = (*x.shape, w.shape[1])
+    low, high, zeros = (np.broadcast_to(c, shape) for c in (w.low.min(axis=0), w.high.max(axis=0), w.zeros.min(axis=0)))
+    return Interval(w.f, low, high, zeros), None
+
+
 def _rsqrt(x: Interval) -> Result:
     raise Inexact("PQ201", "rsqrt of data has no exact integer meaning", "use it on parameters only, or replace it by a table")
 
@@ -204,6 +220,8 @@ RULES: dict[Callable[..., Any], Callable[..., Result]] = {
     F.max_pool1d: _max_pool,
     F.max_pool2d: _max_pool,
     torch.amax: _amax,
+    upsample: _upsample,
+    embed: _embed,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,

@@ -130,7 +130,7 @@ class Builder:
     def arranged(self, op: Op, value: Stored, stored: Shape, order: Ints) -> Stored:
         """`value` in the wanted layout: as it is, reshaped, transposed when a permutation of axes does it, else copied.
 
-        Raises LoweringError (PQ202) when none is possible.
+        Raises LoweringError (PQ202) when io_stream can not repack it.
         """
         if (value.order == order).all():
             return value if value.stored == stored else self._reshaped(op, value, stored)
@@ -145,12 +145,14 @@ class Builder:
                     )
                     result = replace(value, layer=name, stored=moved.shape, order=order)
                     return result if moved.shape == stored else self._reshaped(op, result, stored)
-        if not self.stream:
-            types = self.plan.types[value.layer]["result"]
-            name = self.layer(op, COPIES, [value], types, part="/order", taken=places.tolist(), repeats=None, target_shape=list(stored))
-            return replace(value, layer=name, stored=stored, order=order)
-        remedy = "put the reshape or permute right before a linear layer, or use io_type='io_parallel'"
-        raise refusal("PQ202", "values arrive in an order that hls4ml can not restore", remedy, op.name)
+        name = self.copied(op, value, places, stored, self.plan.types[value.layer]["result"], "/order")
+        return replace(value, layer=name, stored=stored, order=order)
+
+    def copied(self, op: Op, source: Stored, taken: Ints, stored: Shape, result: str, part: str = "") -> str:
+        """A layer that stores in place n what `source` stores in taken[n], 0 where that is -1; returns its name."""
+        lanes = (source.stored[-1], stored[-1]) if self.stream else None
+        size = source.order.size
+        return self.layer(op, COPIES, [source], result, part=part, taken=taken.tolist(), lanes=lanes, held=size, target_shape=list(stored))
 
     def _reshaped(self, op: Op, value: Stored, stored: Shape) -> Stored:
         if (

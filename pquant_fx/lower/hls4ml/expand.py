@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Copy, Dense, Ints, Op, Pool, Select, Shape, View, refusal
+from pquant_fx.graph.interval_arrays import upsample
+from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Copy, Dense, Ints, Op, Pool, Select, Shape, Upsample, View, refusal
 
 __all__ = ["expand"]
 
@@ -23,6 +24,8 @@ def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[s
         return [_copy(op, shapes[op.inputs[0]]) if stream else _picked(op, shapes[op.inputs[0]])]
     if isinstance(op, Copy) and stream and shapes[op.inputs[0]] == (*op.shape[:-1], 1):
         return [_repeated(op)]
+    if isinstance(op, Upsample) and not stream:
+        return [_repeated_pixels(op, shapes[op.inputs[0]])]
     if isinstance(op, Concat) and len(op.inputs) != 2:
         return _concat_tree(op, shapes)
     if isinstance(op, Pool) and op.mode == "Average" and (any(op.pads) or (stream and op.kernel != op.strides)):
@@ -30,6 +33,11 @@ def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[s
     if isinstance(op, Pool) and op.mode == "Max":
         return _maximum(op, stream, shapes, nonnegative)
     return [op]
+
+
+def _repeated_pixels(op: Upsample, before: Shape) -> Copy:
+    elements = upsample(np.arange(int(np.prod(before))).reshape(before), op.factors)
+    return Copy(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=elements.reshape(-1))
 
 
 def _concat_tree(op: Concat, shapes: Mapping[str, Shape]) -> list[Op]:
@@ -59,13 +67,9 @@ def _mean(op: Pool) -> Conv:
 
 def _maximum(op: Pool, stream: bool, shapes: Mapping[str, Shape], nonnegative: set[str]) -> list[Op]:
     """hls4ml pads a maximum with the most negative code, which an unsigned type does not have: zeros are padded before it."""
-    if stream and op.kernel != op.strides:
-        raise refusal("PQ202", "MaxPool with overlapping windows in io_stream", "use stride = kernel, or io_type='io_parallel'", op.name)
-    if not any(op.pads):
-        return [op]
-    if op.inputs[0] not in nonnegative:
-        if stream:
-            raise refusal("PQ202", "MaxPool that pads signed values in io_stream", "pool after the ReLU, or do not pad", op.name)
+    if stream and (op.kernel != op.strides or (any(op.pads) and op.inputs[0] not in nonnegative)):
+        return _apart(op, shapes[op.inputs[0]])
+    if not any(op.pads) or op.inputs[0] not in nonnegative:
         return [op]
     before, half = shapes[op.inputs[0]], len(op.kernel)
     rows = [np.pad(np.arange(before[n + 1]), (op.pads[n], op.pads[n + half]), constant_values=-1) for n in range(half)]
@@ -73,6 +77,19 @@ def _maximum(op: Pool, stream: bool, shapes: Mapping[str, Shape], nonnegative: s
     shape = (before[0], *(int(r.size) for r in rows))
     pad = Select(name=f"{op.name}/pad", inputs=op.inputs, output=padded, shape=shape, maps=(np.arange(before[0]), *rows))
     return [_copy(pad, before) if stream else _picked(pad, before), replace(op, inputs=(padded,), pads=(0,) * 2 * half)]
+
+
+def _apart(op: Pool, before: Shape) -> list[Op]:
+    """Windows side by side, so that none overlap; for what lies beyond the border a window repeats an element of its own."""
+    rows = [
+        np.clip((np.arange(out)[:, None] * stride + np.arange(kernel) - front).reshape(-1), 0, size - 1)
+        for size, out, kernel, stride, front in zip(before[1:], op.shape[1:], op.kernel, op.strides, op.pads)
+    ]
+    shape = (before[0], *(int(r.size) for r in rows))
+    windows = Select(
+        name=f"{op.name}/windows", inputs=op.inputs, output=f"{op.output}/windows", shape=shape, maps=(np.arange(before[0]), *rows)
+    )
+    return [_picked(windows, before), replace(op, inputs=(windows.output,), strides=op.kernel, pads=(0,) * 2 * len(op.kernel))]
 
 
 def _picked(op: Select, before: Shape) -> Op:

@@ -23,6 +23,7 @@ __all__ = [
     "Conv",
     "Copy",
     "Dense",
+    "Embed",
     "Input",
     "Ints",
     "Lookup",
@@ -36,6 +37,7 @@ __all__ = [
     "Select",
     "Shape",
     "Truncate",
+    "Upsample",
     "View",
     "refusal",
     "uses",
@@ -181,6 +183,20 @@ class Copy(Op):
     """Places that values are copied to: output element n is the input's element index[n], or zero where that is -1."""
 
     index: Ints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Upsample(Op):
+    """Each element repeated along the spatial axes, `factors` times."""
+
+    factors: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embed(Op):
+    """table[n], n the whole part of x; table (rows, D), the output has an axis of D behind those of x."""
+
+    table: Array
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,6 +11,8 @@ from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.reductions import REDUCTION_READERS
 from pquant_fx.lower.hls4ml.shapes import SHAPE_READERS
 from pquant_fx.lower.hls4ml.tables import TABLE_READERS
+from pquant_fx.lower.hls4ml.transposed import TRANSPOSED_READERS
+from pquant_fx.lower.hls4ml.upsampling import UPSAMPLING_READERS
 from pquant_fx.lower.hls4ml.windows import WINDOW_READERS
 
 __all__ = ["READERS", "quantizer"]
@@ -80,14 +82,20 @@ def _gemm(node: Node) -> list[Op]:
     return [Dense(name=node.name, inputs=(node.inputs[0],), output=node.output, shape=(weight.shape[1],), weight=weight, bias=bias)]
 
 
+_FAMILIES = (
+    ELEMENT_READERS,
+    WINDOW_READERS,
+    TRANSPOSED_READERS,
+    UPSAMPLING_READERS,
+    REDUCTION_READERS,
+    SHAPE_READERS,
+    TABLE_READERS,
+    MATRIX_READERS,
+)
 READERS: dict[tuple[str, str], Reader] = {
     ("qonnx", "Quant"): _quantize,
     ("qonnx", "IntQuant"): _quantize,
     ("pquant_fx.lower.qonnx_ops", "FixedPoint"): _quantize,
     ("", "Gemm"): _gemm,
-    **{
-        ("", name): reader
-        for readers in (ELEMENT_READERS, WINDOW_READERS, REDUCTION_READERS, SHAPE_READERS, TABLE_READERS, MATRIX_READERS)
-        for name, reader in readers.items()
-    },
+    **{("", name): reader for readers in _FAMILIES for name, reader in readers.items()},
 }

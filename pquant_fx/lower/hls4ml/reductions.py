@@ -9,20 +9,23 @@ import numpy as np
 from pquant_fx.lower.hls4ml.net import Dense, Ints, Op, Pool, Shape, View
 from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.shapes import view
-from pquant_fx.lower.hls4ml.windows import global_mean
+from pquant_fx.lower.hls4ml.windows import global_mean, power_of_two
 
 __all__ = ["REDUCTION_READERS"]
 
 
 def _sum(node: Node) -> list[Op]:
-    """Over a whole image a mean of 2^n pixels, else rows times ones."""
+    """Sums and means: over a whole image a mean of 2^n pixels, else rows times ones, or times 2^-n."""
     shape = node.shape(0)
     axes, rows, count, out = _reduced(node)
     pixels = int(np.prod(shape[1:]))
     if len(shape) > 1 and axes == list(range(1, len(shape))) and not pixels & (pixels - 1):
         return global_mean(node)
     sums = _rows(node, (shape,), rows, (rows.size // count, count))
-    weight, bias, made = np.ones((count, 1)), np.zeros(1), (rows.size // count, 1)
+    if node.proto.op_type == "ReduceMean":
+        power_of_two(node, count)
+    each = 1 / count if node.proto.op_type == "ReduceMean" else 1.0
+    weight, bias, made = np.full((count, 1), each), np.zeros(1), (rows.size // count, 1)
     if len(out) == 1 and rows.size == count:
         sums = _rows(node, (shape,), rows, (count,))
         return [sums, Dense(name=node.name, inputs=(sums.output,), output=node.output, shape=(1,), weight=weight, bias=bias)]
@@ -63,4 +66,4 @@ def _rows(node: Node, before: tuple[Shape], rows: Ints, after: Shape) -> View:
     return replace(made, name=f"{node.name}/row", output=f"{node.output}/row")
 
 
-REDUCTION_READERS: dict[str, Reader] = {"ReduceSum": _sum, "ReduceMax": _largest}
+REDUCTION_READERS: dict[str, Reader] = {"ReduceMean": _sum, "ReduceSum": _sum, "ReduceMax": _largest}

@@ -10,10 +10,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 from torch.nn import functional as F
 
+from pquant_fx.graph.moves import embed, upsample
 from pquant_fx.graph.tables import lookup
 from pquant_fx.lower.onnx import wide
 from pquant_fx.lower.onnx.emission import Emission, Emit, numbers
@@ -121,6 +123,30 @@ def _lookup(e: Emission, node: Node) -> Value:
     return e.result(node, "Gather", [table, e.cast(index, "int64")], axis=0)
 
 
+def _upsample(e: Emission, node: Node) -> Value:
+    """Resize, for which onnxruntime has no double kernel: there the rows are picked, axis by axis."""
+    x, factors = e.data(node, node.args[0]), numbers(node.args[1])
+    if x.dtype == "float32":
+        inputs = [x, e.constant(node, "roi", np.zeros(0)), e.constant(node, "scales", [1, 1, *factors])]
+        modes = {"coordinate_transformation_mode": "asymmetric", "mode": "nearest", "nearest_mode": "floor"}
+        return e.result(node, "Resize", inputs, **modes)
+    for n, factor in enumerate(factors[:-1]):
+        x = _repeated(e, node, x, n + 2, factor)
+    index = np.repeat(np.arange(int(x.shape[-1])), factors[-1])
+    return e.result(node, "Gather", [x, e.constant(node, "places", index, "int64")], axis=len(x.shape) - 1)
+
+
+def _repeated(e: Emission, node: Node, x: Value, axis: int, factor: int) -> Value:
+    size = int(x.shape[axis])
+    index = e.constant(node, f"places{axis}", np.repeat(np.arange(size), factor), "int64")
+    return e.step(node, f"axis{axis}", "Gather", [x, index], (*x.shape[:axis], size * factor, *x.shape[axis + 1 :]), axis=axis)
+
+
+def _embed(e: Emission, node: Node) -> Value:
+    table, x = e.data(node, node.args[1], 1), e.data(node, node.args[0])
+    return e.result(node, "Gather", [table, e.cast(x, "int64")], axis=0)
+
+
 def _pad(e: Emission, node: Node) -> Value:
     """torch counts pads from the last axis on, ONNX lists all begins, then all ends."""
     x, pads = e.data(node, node.args[0]), numbers(node.args[1])
@@ -189,6 +215,8 @@ TABLE: dict[Callable[..., Any], Emit] = {
     F.prelu: _prelu,
     lookup: _lookup,
     **POOLS,
+    embed: _embed,
+    upsample: _upsample,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,
