@@ -47,6 +47,17 @@ class Filled(Heads):
         return F.dropout(F.softmax(scores, dim=-1), 0.1, self.training) @ v
 
 
+class Added(Heads):
+    """-inf added, from a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.zeros(4, 4).masked_fill(TRIANGLE == 0, float("-inf")))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.mT / 2 + self.mask, -1) @ v
+
+
 class Functional(Heads):
     def __init__(self, mask: Tensor | None = None, **options: Any) -> None:
         super().__init__()
@@ -90,13 +101,14 @@ class Cross(nn.Module):
         return self.attention(x[:, :2], self.keys(x), self.keys(x), need_weights=False)[0]
 
 
-def encoder(**options: Any) -> nn.Module:
-    return nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, **options)
+def encoder(**options: Any) -> nn.Sequential:
+    return nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, **options))
 
 
 CASES: dict[str, Any] = {
     "written by hand": Written,
     "filled with -inf": Filled,
+    "-inf added": Added,
     "functional": Functional,
     "causal": lambda: Functional(is_causal=True),
     "own scale": lambda: Functional(scale=0.3),
@@ -110,8 +122,9 @@ CASES: dict[str, Any] = {
     "cross": Cross,
     "cross of other sizes": lambda: Cross(kdim=4, vdim=4),
     "encoder layer": encoder,
+    "encoder layer by itself": lambda: encoder()[0],
     "encoder layer, norm first": lambda: encoder(norm_first=True, activation="gelu"),
-    "encoder": lambda: nn.TransformerEncoder(encoder(), 2, norm=nn.LayerNorm(6), enable_nested_tensor=False),
+    "encoder": lambda: nn.Sequential(nn.TransformerEncoder(encoder()[0], 2, norm=nn.LayerNorm(6), enable_nested_tensor=False)),
 }
 
 
@@ -180,7 +193,7 @@ def test_weights_of_all_heads_or_their_mean() -> None:
     net, x = Both().eval(), torch.randn(64, 4, 6)
     for expected, found in zip(net(x), pq.compile(net, "fixed8", x).freeze()(x), strict=True):
         assert expected.shape == found.shape
-        assert float((expected - found).abs().max()) < 0.02
+        assert float((expected - found).detach().abs().max()) < 0.02
 
 
 class Padded(nn.Module):
@@ -200,9 +213,9 @@ class FromData(Heads):
 REFUSED: dict[str, tuple[Any, str, str]] = {
     "padding": (Padded, "padding mask comes with the data", "one length"),
     "a mask from data": (FromData, "computed from data", "constant mask"),
-    "nothing left": (lambda: Functional(TRIANGLE.roll(1, 0) == 1), "leaves nothing of a row", "at least"),
+    "nothing left": (lambda: Functional(TRIANGLE.tril(-1) == 1), "leaves nothing of a row", "at least"),
     "always dropping": (lambda: Dropping(), "in evaluation too", "self.training"),
-    "batch second": (lambda: nn.TransformerEncoderLayer(6, 2, 8), "batch is not the first axis", "batch_first=True"),
+    "batch second": (lambda: nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8)), "batch is not the first axis", "batch_first=True"),
     "a key of its own": (lambda: Multihead(add_zero_attn=True), "a key of its own", "add_zero_attn"),
     "its activation": (lambda: encoder(activation=F.silu), "its activation is silu", "'relu' or 'gelu'"),
 }
@@ -218,8 +231,7 @@ def test_what_has_no_exact_meaning_is_refused_before_training(name: str) -> None
     build, what, remedy = REFUSED[name]
     report = pq.check(build(), torch.randn(8, 4, 6), target="integer")
     assert not report.ok
-    problem = next(p for p in report.problems if p.severity == "error")
-    assert (problem.code, what in problem.what, remedy in problem.remedy) == ("PQ201", True, True), str(problem)
+    assert [p.code for p in report.problems if what in p.what and remedy in p.remedy] == ["PQ201"], str(report)
 
 
 def test_streams_refuse_products_of_matrices() -> None:

@@ -34,7 +34,7 @@ class FromZero(nn.Module):
         self.cells = nn.LSTM(3, 4, batch_first=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = torch.zeros(1, x.size(0), 4).to(x.device)
+        h = torch.zeros(1, x.size(0), 4, dtype=x.dtype).to(x.device)
         y, (_, c) = self.cells(x, (h, torch.zeros_like(h)))
         return y, c.squeeze(0)
 
@@ -97,9 +97,10 @@ def test_a_step_is_the_cell_by_hand() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.cells(x)[0]
 
-    found = pq.compile(Outputs(), config, x).freeze()(x)[:, 0]
-    i, _, g, o = (x[:, 0] @ net.weight_ih_l0.t() + net.bias_ih_l0 + net.bias_hh_l0).chunk(4, 1)
-    expected = torch.sigmoid(o) * torch.tanh(torch.sigmoid(i) * torch.tanh(g))
+    with torch.no_grad():
+        found = pq.compile(Outputs(), config, x).freeze()(x)[:, 0]
+        i, _, g, o = (x[:, 0] @ net.weight_ih_l0.t() + net.bias_ih_l0 + net.bias_hh_l0).chunk(4, 1)
+        expected = torch.sigmoid(o) * torch.tanh(torch.sigmoid(i) * torch.tanh(g))
     assert float((found - expected).abs().max()) < 2e-3
 
 
@@ -125,7 +126,6 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "a given state": (Given, "first state comes with the data", "begins at zero"),
     "states with the batch second": (Whole, "batch on axis 1", "h[-1]"),
     "steps first": (lambda: nn.Sequential(nn.LSTM(3, 4)), "batch is not the first axis", "batch_first=True"),
-    "projection": (lambda: nn.Sequential(nn.LSTM(3, 4, batch_first=True, proj_size=2)), "projects its state", "proj_size=0"),
     "another cell": (lambda: nn.Sequential(nn.RNN(3, 4, batch_first=True)), "RNN", "nn.LSTM"),
 }
 
@@ -144,5 +144,5 @@ def test_what_has_no_exact_meaning_is_refused_before_training(name: str) -> None
             return y if isinstance(y, Tensor) else y[0]
 
     report = pq.check(First(), torch.randn(8, 5, 3), target="integer")
-    problem = next(p for p in report.problems if p.severity == "error")
-    assert (problem.code, what in problem.what, remedy in problem.remedy) == ("PQ201", True, True), str(problem)
+    assert not report.ok
+    assert [p.code for p in report.problems if what in p.what and remedy in p.remedy] == ["PQ201"], str(report)
