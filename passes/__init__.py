@@ -5,11 +5,15 @@
     functionalize            modules become functions of their parameters
     propagate_shapes         every node knows its shape at the example inputs
     fold_batchnorm           BatchNorm becomes arithmetic on the weights before they are quantized
+    expand_attention         attention and encoder layers become linear layers, products and softmax
+    expand_recurrent         LSTM and GRU become linear layers and tables, one step after the other
     lift_numbers             numbers that have to be rounded become constants; divisions become products
+    expand_norms             LayerNorm and RMSNorm become sums, products and a table
     hard_tanh                tanh becomes a clip where no table of it is wanted
     relu_multiplier          a learned power of two behind a ReLU, where it is wanted
     expand_softmax           softmax becomes a maximum, two tables, a sum and a product
     round_slopes             leaky slopes get the bits of a weight
+    round_means              a mean over P values, P no power of two, becomes their sum times a fixed-point 1/P
     insert_masks             every prunable weight passes through a mask
     insert_quantizers        every value that hardware computes with gets a format
     align_joins              how branches that meet share a grid
@@ -35,6 +39,9 @@ from pquant_fx.passes.align_joins import AlignJoins
 from pquant_fx.passes.bake_tables import bake_tables
 from pquant_fx.passes.bake_weights import bake_weights
 from pquant_fx.passes.canonicalize import canonicalize
+from pquant_fx.passes.expand_attention import ExpandAttention
+from pquant_fx.passes.expand_norms import ExpandNorms
+from pquant_fx.passes.expand_recurrent import ExpandRecurrent
 from pquant_fx.passes.expand_softmax import ExpandSoftmax
 from pquant_fx.passes.fold_batchnorm import FoldBatchnorm
 from pquant_fx.passes.functionalize import functionalize
@@ -48,6 +55,7 @@ from pquant_fx.passes.propagate_shapes import propagate_shapes
 from pquant_fx.passes.relu_multiplier import ReluMultiplier
 from pquant_fx.passes.remove_dead_channels import remove_dead_channels
 from pquant_fx.passes.remove_redundant_quantizers import remove_redundant_quantizers
+from pquant_fx.passes.round_means import RoundMeans
 from pquant_fx.passes.round_slopes import RoundSlopes
 from pquant_fx.passes.tabulate import tabulate
 from pquant_fx.passes.use_running_statistics import use_running_statistics
@@ -62,8 +70,8 @@ def default_pipeline(config: ConfigLike) -> Pipeline:
     prunes, quantizes = config.pruning_parameters.enable_pruning, config.quantization_parameters.enable_quantization
     compress: tuple[Pass, ...] = ()
     if quantizes:
-        compress += (FoldBatchnorm(), LiftNumbers(config), HardTanh(config), ReluMultiplier(config))
-        compress += (ExpandSoftmax(config), RoundSlopes(config))
+        compress += (FoldBatchnorm(), ExpandAttention(config), ExpandRecurrent(config), LiftNumbers(config), ExpandNorms(config))
+        compress += (HardTanh(config), ReluMultiplier(config), ExpandSoftmax(config), RoundSlopes(config), RoundMeans(config))
     if prunes:
         compress += (InsertMasks(config),)
     if quantizes:

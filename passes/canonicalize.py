@@ -17,6 +17,7 @@ from pquant_fx.graph.rewriter import Rewriter
 from pquant_fx.passes.canonical_activations import ACTIVATION_RULES
 from pquant_fx.passes.canonical_form import NotCanonical, Rule, arguments, canonical, is_tensor
 from pquant_fx.passes.canonical_layers import LAYER_RULES
+from pquant_fx.passes.canonical_moves import MOVE_RULES
 from pquant_fx.passes.canonical_shapes import SHAPE_RULES
 
 __all__ = ["Canonicalize", "canonicalize"]
@@ -112,6 +113,7 @@ RULES: dict[Callable[..., Any], Rule] = {
     **ACTIVATION_RULES,
     **LAYER_RULES,
     **SHAPE_RULES,
+    **MOVE_RULES,
 }
 """What a function becomes. Every function that is not here stays as it is."""
 

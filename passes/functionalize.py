@@ -17,11 +17,12 @@ from pquant_fx.graph.rewriter import Rewriter
 from pquant_fx.passes.canonical_activations import ACTIVATION_RULES
 from pquant_fx.passes.canonical_form import NotCanonical
 from pquant_fx.passes.canonical_layers import LAYER_RULES
+from pquant_fx.passes.canonical_moves import MOVE_RULES
 from pquant_fx.passes.canonical_shapes import SHAPE_RULES
 
 __all__ = ["Functionalize", "functionalize"]
 
-_RULES = ACTIVATION_RULES | LAYER_RULES | SHAPE_RULES
+_RULES = ACTIVATION_RULES | LAYER_RULES | SHAPE_RULES | MOVE_RULES
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and what follows x in its arguments; strings name parameters
 
 
@@ -88,6 +89,8 @@ TABLE: dict[type[nn.Module], Callable[[Any, Node], Call]] = {
     nn.LogSigmoid: lambda m, x: (F.logsigmoid, ()),
     nn.Hardsigmoid: lambda m, x: (F.hardsigmoid, ()),
     nn.Hardswish: lambda m, x: (F.hardswish, ()),
+    nn.LayerNorm: lambda m, x: (F.layer_norm, (m.normalized_shape, "weight", "bias", m.eps)),
+    nn.RMSNorm: lambda m, x: (F.rms_norm, (m.normalized_shape, "weight", m.eps)),
     nn.Softmax: lambda m, x: (F.softmax, (m.dim,)),
     nn.MaxPool1d: _max_pool,
     nn.MaxPool2d: _max_pool,
@@ -103,6 +106,8 @@ TABLE: dict[type[nn.Module], Callable[[Any, Node], Call]] = {
     nn.ZeroPad2d: _pad,
     nn.ConstantPad1d: _pad,
     nn.ConstantPad2d: _pad,
+    nn.Upsample: lambda m, x: (F.interpolate, (m.size, m.scale_factor, _Text(m.mode), m.align_corners, m.recompute_scale_factor)),
+    nn.Embedding: lambda m, x: (F.embedding, ("weight", m.padding_idx, m.max_norm, m.norm_type, m.scale_grad_by_freq, m.sparse)),
 }
 """Layers that become functions. BatchNorm, Dropout, recurrent and attention layers stay modules, as do hooked and changed ones."""
 

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 from pquant_fx.config import Config, LayerSettings
 from pquant_fx.graph.dialect import Op, Quantizer, is_parameter_value, op_of
 from pquant_fx.graph.info import info
+from pquant_fx.graph.operand_marks import format_group, takes_exact, takes_quantized
 from pquant_fx.graph.placed import is_placed
 from pquant_fx.graph.rewriter import Rewriter
 from pquant_fx.graph.values import (
@@ -39,6 +40,7 @@ from pquant_fx.passes.propagate_shapes import propagate_shapes
 from pquant_fx.passes.quantizer_choice import data_quantizer
 from pquant_fx.passes.requests import insert_requested
 from pquant_fx.passes.settings import input_settings, own_path, settings_of
+from pquant_fx.quantize.quantizers import IndexQuantizer
 
 __all__ = ["InsertQuantizers"]
 
@@ -71,12 +73,15 @@ class _Insertion:
         self.rw = Rewriter(gm)
         self.config = config
         self.signs: dict[Node, bool] = {}
+        self.shared: dict[str, str] = {}
         self.parameters = ParameterQuantizers(self.rw, config)
 
     def run(self) -> None:
         graph = self.rw.graph
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
         casts = insert_requested(self.rw, self.config, self.quantizer)
+        for node in [n for n in graph.nodes if (op := op_of(n)) is not None and op.kind == "embedding"]:
+            self.index(node)
         for node in inputs:
             self.input(node, casts)
         self.outputs()
@@ -91,20 +96,34 @@ class _Insertion:
         if settings.quantize and settings.quantize_input and node.users and _is_float(node):
             self.value(node, settings, casts)
 
+    def index(self, node: Node) -> None:
+        """The numbers of an embedding's rows have a format by themselves: whole, and as many bits as there are rows."""
+        x, table, *_ = node.args
+        rows = (info(table).shape if isinstance(table, Node) else None) or (1,)
+        if isinstance(x, Node) and not is_parameter_value(x) and settings_of(self.config, self.rw.gm, node).quantize:
+            with self.rw.before(node):
+                made = self.rw.call_module(self.rw.own(f"{own_path(node)}.input_quantizer", IndexQuantizer(rows[0])), x)
+            self.rw.inherit(made, x)
+            self.rw.redirect(node, x, made)
+
     def operator(self, node: Node, op: Op) -> None:
         settings = settings_of(self.config, self.rw.gm, node)
         if not settings.quantize:
             return
-        if settings.quantize_input and (op.kind in ("weighted", "table") or op.name in _MULTIPLIES):
+        multiplies = (op.kind in ("weighted", "table") or op.name in _MULTIPLIES) and not takes_exact(node)
+        if settings.quantize_input and (multiplies or takes_quantized(node)):
             for operand in data_operands(node):
                 self.data(operand)
         if op.kind == "weighted":
             self.parameters.layer(node, op, settings)
+        elif op.kind == "embedding":
+            self.parameters.rows(node, op, settings)
         elif op.name in (*_MULTIPLIES, "prelu"):
             self.parameters.factors(node, settings)
         elif op.name in _ADDS:
             self.parameters.addends(node, settings)
-        if op.kind in ("activation", "table") or (settings.quantize_output and op.kind != "grid"):
+        results = op.kind in ("activation", "table") or format_group(node) is not None
+        if results or (settings.quantize_output and op.kind != "grid"):
             self.data(result_of(node))
 
     def outputs(self) -> None:
@@ -136,10 +155,20 @@ class _Insertion:
         if not users:
             return
         with self.rw.after(node):
-            made = self.rw.call_module(self.rw.own(f"{own_path(node)}.quantizer", self.quantizer(node, settings)), node)
+            made = self.rw.call_module(self.path(node, settings), node)
         self.rw.inherit(made, node)
         for user in users:
             self.rw.redirect(user, node, made)
+
+    def path(self, node: Node, settings: LayerSettings) -> str:
+        """Where the quantizer of a value lives: its own, or that of its format group."""
+        group = format_group(node)
+        if group is None or group not in self.shared:
+            made = self.rw.own(f"{own_path(node)}.quantizer", self.quantizer(node, settings))
+            if group is None:
+                return made
+            self.shared[group] = made
+        return self.shared[group]
 
     def quantizer(self, node: Node, settings: LayerSettings) -> Quantizer:
         return data_quantizer(settings, self.config, node, unsigned=non_negative(node, self.signs))

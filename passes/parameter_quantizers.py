@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
@@ -37,6 +38,11 @@ class ParameterQuantizers:
         if isinstance(bias, Node):
             self._quantize(node, 2, "bias", bias_quantizer(settings, self.config, info(bias).shape))
 
+    def rows(self, node: Node, op: Op, settings: LayerSettings) -> None:
+        """The table of an embedding."""
+        if isinstance(node.args[1], Node):
+            self._quantize(node, 1, "weight", weight_quantizer(settings, self.config, info(node.args[1]).shape, op.channels))
+
     def factors(self, node: Node, settings: LayerSettings) -> None:
         """The constant factor of a product: a parameter such as a folded scale, or a number that was lifted.
 
@@ -44,6 +50,8 @@ class ParameterQuantizers:
         a PReLU share one format: small ones in finer formats would only widen the sums that they multiply.
         """
         for at, operand in _constant_operands(node):
+            if is_own_constant(operand) and _selects(self.rw.attribute(operand)):
+                continue
             own = replace(settings, weight_format=None, weight_quantizer="dynamic") if is_own_constant(operand) else settings
             axis = None if node.target is F.prelu else _only_axis(operand)
             self._quantize(node, at, "weight", weight_quantizer(own, self.config, info(operand).shape, axis))
@@ -79,6 +87,11 @@ def _constant_operands(node: Node) -> list[tuple[int, Node]]:
     """The operands of an arithmetic operator that are constants of the circuit and have to be rounded, with their positions."""
     found = [(at, a) for at, a in enumerate(node.args[:2]) if isinstance(a, Node) and is_parameter_value(a)]
     return [(at, a) for at, a in found if not is_power_of_two(a)]
+
+
+def _selects(value: Tensor) -> bool:
+    """Whether a constant holds nothing but 0 and 1: a choice, not a number."""
+    return bool(((value == 0) | (value == 1)).all())
 
 
 def _only_axis(node: Node) -> int | None:

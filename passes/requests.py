@@ -92,7 +92,7 @@ class _Requests:
 
     def _request(self, node: Node) -> Request | None:
         op = op_of(node)
-        if op is None or op.kind == "grid" or is_parameter_value(node) or origin_of(node) is not node:
+        if op is None or op.kind in ("grid", "embedding") or is_parameter_value(node) or origin_of(node) is not node:
             return None
         return Request.of(settings_of(self.config, self.rw.gm, node))
 

@@ -58,11 +58,15 @@ def _wrapped(model: nn.Module) -> tuple[str, str] | None:
 
 
 def refuse_unhealthy(gm: GraphModule) -> None:
-    """InputError (PQ305) with every parameter and buffer that holds NaN or infinity: it would turn every format into nonsense later."""
+    """InputError (PQ305) with every parameter and buffer that holds NaN or infinity: it would turn every format into nonsense later.
+
+    A buffer may hold -inf, as masks of attention do; analysis refuses it where it is no mask.
+    """
     used = {str(n.target): n for n in reversed(gm.graph.nodes) if n.op in ("get_attr", "call_module")}
     problems = []
     for name, t in (*gm.named_parameters(), *gm.named_buffers()):
-        if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+        mask = (t == float("-inf")) & (not isinstance(t, nn.Parameter))
+        if t.is_floating_point() and not bool((torch.isfinite(t) | mask).all()):
             node = used.get(name, used.get(_owner(name)))
             where = place(node) if node is not None else Place(module=_owner(name))
             problems.append(Problem("PQ305", f"'{name}' holds NaN or infinity", "load a healthy checkpoint", where))

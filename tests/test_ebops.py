@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import pquant_fx as pq
 from pquant_fx.estimate import EbopsPlan, exact_ebops
 from pquant_fx.estimate.bits import constant_format
+from pquant_fx.graph.means import scaled_pool, scaled_sum
 from tests.frozen_graphs import FrozenNet
 
 
@@ -131,6 +132,8 @@ FORMULAS = {
     "divide by 2^n": (operator.truediv, (3, 4, 4), lambda n, x: (x, 8), 0),
     "sum": (torch.sum, (3, 4, 4), lambda n, x: (x, (2, 3), False), 0.65 * (N - 3) * 6),
     "mean": (torch.mean, (3, 4, 4), lambda n, x: (x, (1, 2), True), 0.65 * (N - 4) * 6),
+    "mean of three": (scaled_sum, (3, 4, 4), lambda n, x: (x, (1,), True, 0.34375), 0.65 * (N - 16) * 6 + 16 * 8 * 4),
+    "windows of three": (scaled_pool, (3, 3, 4), lambda n, x: (x, (3, 1), (3, 1), (0, 0), False, True, 0.34375), 36 * 6 + 12 * 8 * 4),
     "maximum over an axis": (torch.amax, (3, 4, 4), lambda n, x: (x, (1,), True), (N - 16) * 6),
     "average pooling": (F.avg_pool2d, (3, 4, 4), lambda n, x: (x, (2, 2), (2, 2), (0, 0), False, True), N * 6),
     "max pooling": (F.max_pool2d, (3, 4, 4), lambda n, x: (x, (2, 2), (2, 2), (0, 0), (1, 1), False), N * 6),

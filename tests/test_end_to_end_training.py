@@ -127,7 +127,6 @@ REFUSED = {
     "abs": (torch.abs, "PQ201"),
     "division by data": (lambda y: y / (y * y + 1), "PQ202"),
     "divided by data": (lambda y: 1 / (F.relu(y) + 1), "PQ202"),
-    "mean of six": (lambda y: y - y.mean(1, keepdim=True), "PQ202"),
     "awkward bounds": (lambda y: F.hardtanh(y, -0.3, 0.7), "PQ202"),
     "sum over the batch": (lambda y: y + y.sum(0), "PQ201"),
 }

@@ -103,7 +103,7 @@ def hooked() -> nn.Module:
         (nn.BatchNorm1d(8), FLAT),
         (nn.Dropout(0.5), FLAT),
         (nn.Softmax(0), FLAT),
-        (nn.LayerNorm(8), FLAT),
+        (nn.GroupNorm(2, 8), FLAT),
         (nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"), LINE),
         (nn.AdaptiveAvgPool1d(5), LINE),
         (nn.ConstantPad1d(2, 1.0), LINE),

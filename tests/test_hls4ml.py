@@ -35,7 +35,7 @@ Edit = Callable[[File, str], str]
 IMAGE = (2, 4, 4)
 REFUSED: dict[str, tuple[str, str, tuple[int, ...], str, Edit]] = {
     "unknown operator": ("PQ201", "erf", (4,), "io_parallel", lambda g, x: g.node("Erf", [x], "erf")),
-    "product of values": ("PQ201", "mm", (4, 4), "io_parallel", lambda g, x: g.node("MatMul", [x, x], "mm")),
+    "product of values": ("PQ202", "mm", (4, 4), "io_stream", lambda g, x: g.node("MatMul", [x, x], "mm")),
     "mean over nine": ("PQ202", "p", (2, 3, 3), "io_parallel", lambda g, x: g.pool(x, "p", "AveragePool", 3, 3)),
     "scale": ("PQ202", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", np.log2(3), 8)),
     "division by three": ("PQ202", "d", (4,), "io_parallel", lambda g, x: g.node("Div", [x, g.constant(3.0)], "d")),
@@ -49,8 +49,6 @@ REFUSED: dict[str, tuple[str, str, tuple[int, ...], str, Edit]] = {
     "one signed bit": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", 1, 1)),
     "rounding up": ("PQ207", "q", (4,), "io_parallel", lambda g, x: g.quant(x, "q", 1, 4, mode="CEIL")),
     "formats of pixels": ("PQ205", "q", (1, 1, 2), "io_stream", lambda g, x: g.fixed(x, "q", 1, 1, [[[[1, 2]]]], "RND", "SAT")),
-    "overlap in a stream": ("PQ202", "p", IMAGE, "io_stream", lambda g, x: g.pool(x, "p", "MaxPool", 3, 3, stride=1)),
-    "signed padding in a stream": ("PQ202", "p", IMAGE, "io_stream", lambda g, x: g.pool(x, "p", "MaxPool", 2, 2, pad=1)),
     "nan weight": ("PQ305", "mm", (4,), "io_parallel", lambda g, x: g.node("MatMul", [x, g.constant(np.full((4, 2), np.nan))], "mm")),
 }  # fmt: skip
 

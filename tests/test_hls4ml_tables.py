@@ -84,16 +84,15 @@ def wide(g: File, x: str) -> str:
 REFUSED: dict[str, tuple[str, str, str, tuple[int, ...], Callable[[File, str], str]]] = {
     "picked by constants": ("PQ202", "g", "constant indices", (4,), lambda g, x: g.node("Gather", [x, g.constant([0, 1], np.int64)], "g")),
     "rows": (
-        "PQ202", "g", r"shape \(4, 2\)", (4,),
+        "PQ202", "g", "not whole or negative", (4,),
         lambda g, x: g.node("Gather", [g.constant(np.ones((4, 2))), g.node("Cast", [x], "c", to=7)], "g"),
     ),
     "too wide": ("PQ303", "g", r"2\^2\d", (4,), wide),
     "fractions cut off": ("PQ202", "c", "cuts off", (4,), lambda g, x: g.node("Neg", [g.node("Cast", [x], "c", to=7)], "n")),
     "half precision": ("PQ202", "c", "element type 10", (4,), lambda g, x: g.node("Cast", [x], "c", to=10)),
-    "largest channel": ("PQ202", "m", "ReduceMax", (2, 4, 4), lambda g, x: g.node("ReduceMax", [x], "m", axes=[1], keepdims=1)),
-    "one beside a map": (
+    "axes by themselves": (
         "PQ202", "a", "Add of", (2, 4, 4),
-        lambda g, x: g.node("Add", [x, g.node("GlobalAveragePool", [x], "p")], "a"),
+        lambda g, x: g.node("Add", [x, g.reshape(g.node("GlobalAveragePool", [x], "p"), "r", 2)], "a"),
     ),
 }  # fmt: skip
 

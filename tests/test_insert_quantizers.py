@@ -91,7 +91,7 @@ def test_a_part_of_what_an_opaque_call_returns_is_quantized_by_itself() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.mha, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+            self.mha, self.out = nn.MultiheadAttention(8, 2, add_zero_attn=True, batch_first=True), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.out(self.mha(x, x, x, need_weights=False)[0])

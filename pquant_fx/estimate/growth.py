@@ -115,6 +115,12 @@ def avg_pool(read: Reader, node: Node, x: Node, kernel: Ns, *geometry: Any) -> F
     return Format(k, i, f + math.ceil(math.log2(math.prod(kernel))))
 
 
+def embed(read: Reader, node: Node, x: Node, w: Node, padding_idx: int | None = None) -> Format:
+    """The union of all rows, column by column."""
+    rank = len(read.shape(node))
+    return Format(*(aligned(t.amax(0, keepdim=True), rank) for t in read.format(w)))
+
+
 # ---- activations
 def relu(read: Reader, node: Node, x: Node) -> Format:
     k, i, f = read.format(x)

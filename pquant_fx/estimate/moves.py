@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pquant_fx.estimate.bits import Shape
+from pquant_fx.graph.moves import upsample
 
 __all__ = ["MERGES", "MOVES", "Move", "is_uniform"]
 
@@ -76,6 +77,13 @@ def _amax(tensors: Sequence[Tensor], shapes: Sequence[Shape], args: tuple[Any, .
     return tensors[0].amax(tuple(args[1]), keepdim=len(args) > 2 and bool(args[2]))
 
 
+def _upsample(tensors: Sequence[Tensor], shapes: Sequence[Shape], args: tuple[Any, ...], filler: float) -> Tensor:
+    t, factors = tensors[0], args[1]
+    for axis, factor in zip(range(t.dim() - len(factors), t.dim()), factors):
+        t = t if t.shape[axis] == 1 else t.repeat_interleave(factor, axis)
+    return t
+
+
 MOVES: dict[Callable[..., Any], Move] = {
     torch.reshape: _reshape,
     torch.permute: _permute,
@@ -85,6 +93,7 @@ MOVES: dict[Callable[..., Any], Move] = {
     F.max_pool1d: _max_pool(F.max_pool1d, 1),
     F.max_pool2d: _max_pool(F.max_pool2d, 2),
     torch.amax: _amax,
+    upsample: _upsample,
 }
 MERGES: Mapping[Any, Callable[[Tensor, tuple[Any, ...]], bool]] = {
     F.max_pool1d: lambda t, args: not is_uniform(t, 1),

@@ -16,11 +16,13 @@ import torch
 from torch.fx import Node
 from torch.nn import functional as F
 
-from pquant_fx.estimate import costs, growth, growth_products
+from pquant_fx.estimate import costs, growth, growth_products, scaled
 from pquant_fx.estimate.costs import Cost
 from pquant_fx.estimate.growth import Growth
 from pquant_fx.estimate.moves import MOVES, Move
 from pquant_fx.graph.dialect import op_of
+from pquant_fx.graph.means import scaled_pool, scaled_sum
+from pquant_fx.graph.moves import embed
 
 __all__ = ["RULES", "Rule", "rule_of"]
 
@@ -48,6 +50,9 @@ RULES: dict[Callable[..., Any], Rule] = {
     torch.sum: Rule(costs.reduce_sum, grow=growth.reduce_sum),
     torch.mean: Rule(costs.reduce_sum, grow=growth.mean),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d), Rule(costs.pool, grow=growth.avg_pool)),
+    scaled_sum: Rule(scaled.sum_cost, grow=scaled.sum_format),
+    scaled_pool: Rule(scaled.pool_cost, grow=scaled.pool_format),
+    embed: Rule(grow=growth.embed),
     F.relu: Rule(grow=growth.relu),
     F.relu6: Rule(costs.relu6, grow=growth.relu6),
     F.hardtanh: Rule(costs.hardtanh, grow=growth.hardtanh),

@@ -26,6 +26,7 @@ from pquant_fx.graph.interval_quantizer import QuantizerFacts, formats_of, full_
 from pquant_fx.graph.interval_rules import RULES
 from pquant_fx.graph.interval_tables import require_table
 from pquant_fx.graph.intervals import CONSTANT_BITS, Inexact, Interval, constant
+from pquant_fx.graph.operand_marks import why_opaque
 from pquant_fx.graph.tables import lookup
 
 __all__ = ["FormatMap", "analyse", "sample_shape"]
@@ -75,8 +76,7 @@ class FormatMap:
 
     def require(self) -> None:
         """Raise LoweringError with every problem of the graph, if there is any."""
-        found = [*self.problems.values(), *self.raw.values()]
-        if found:
+        if found := [*self.problems.values(), *self.raw.values()]:
             raise LoweringError(found)
 
 
@@ -199,7 +199,8 @@ class _Analysis:
         op = op_of(node)
         if op is None or not callable(node.target):
             name, module = _called(self.gm, node)
-            raise Inexact("PQ201", f"{name} has no exact integer meaning", alternative(name, module))
+            why, remedy = why_opaque(node) or ("", alternative(name, module))
+            raise Inexact("PQ201", f"{name} has no exact integer meaning{why}", remedy)
         unknown = [n for n in node.all_input_nodes if self.intervals.get(n) is None]
         args = self._operands(node)
         if args is None:

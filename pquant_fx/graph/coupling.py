@@ -20,6 +20,8 @@ from pquant_fx.graph import coupling_rules as rules
 from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.graph.coupled_axes import Axes, CoupledAxes
 from pquant_fx.graph.coupling_rules import Kept
+from pquant_fx.graph.means import scaled_pool, scaled_sum
+from pquant_fx.graph.moves import upsample
 from pquant_fx.graph.rewriter import is_own_constant
 from pquant_fx.graph.tables import TABLE_FUNCTIONS, lookup
 
@@ -122,7 +124,10 @@ COUPLINGS: dict[Callable[..., Any], Coupling] = {
     F.avg_pool1d: _POOL,
     F.avg_pool2d: _POOL,
     torch.mean: _REDUCTION,
+    scaled_pool: _POOL,
+    scaled_sum: _REDUCTION,
     torch.sum: _REDUCTION,
+    upsample: _POOL,
     F.max_pool1d: _POOL,
     F.max_pool2d: _POOL,
     torch.amax: _REDUCTION,

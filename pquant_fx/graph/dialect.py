@@ -20,6 +20,8 @@ Canonical argument forms (all positional; n spatial axes; batch is always axis 0
     torch.reshape(x, (-1, *sample_shape))           flatten, view, squeeze, unsqueeze end up here
     torch.permute(x, axes)                          axes[0] == 0
     torch.mean(x, axes, keepdim) / torch.sum / torch.amax        sorted axes >= 1
+    scaled_sum(x, axes, keepdim, r)   scaled_pool(x, kernel, ..., r)   means over P elements, P no power of two, r about 1/P
+    upsample(x, factors)   embed(x, w, padding_idx)  nearest, a factor for each spatial axis; rows of w
     F.pad(x, pads, "constant", 0)                   torch's pads, last axis first
     operator.getitem(x, (slice, ...))               one slice of ints an axis, the first one slice(None, None, None)
 """
@@ -40,6 +42,8 @@ from torch.nn import functional as F
 from pquant_fx.formats import OverflowMode, RoundingMode
 from pquant_fx.graph.activation_statistics import ActivationStatistics
 from pquant_fx.graph.batch_correction import BatchCorrection, Pointwise
+from pquant_fx.graph.means import scaled_pool, scaled_sum
+from pquant_fx.graph.moves import embed, upsample
 from pquant_fx.graph.tables import TABLE_FUNCTIONS, Tabulated, lookup
 
 __all__ = [
@@ -57,7 +61,7 @@ __all__ = [
     "owner_of",
 ]
 
-Kind = Literal["weighted", "arithmetic", "pool", "activation", "table", "grid"]
+Kind = Literal["weighted", "arithmetic", "pool", "activation", "table", "embedding", "grid"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Op:
 
     kind: `weighted` multiplies data by a parameter (args 0, 1, 2 are x, weight, bias); `arithmetic` combines values;
     `pool` sums or averages; `activation` is elementwise on one value; `table` likewise, read from a table of its input's codes;
+    `embedding` takes rows of a weight (args 0, 1 are numbers of rows, weight) and keeps their codes;
     `grid` moves or selects values and keeps their codes.
     data: how many leading arguments are data values (-1: the first argument is a tuple of them).
     non_negative: the result is >= 0 whatever the input; None: if all its data inputs are. bounds: what the result can not leave,
@@ -106,7 +111,11 @@ OPS: dict[Callable[..., Any], Op] = {
     F.avg_pool1d: Op("avg_pool1d", "pool", non_negative=None),
     F.avg_pool2d: Op("avg_pool2d", "pool", non_negative=None),
     torch.mean: Op("mean", "pool", non_negative=None),
+    scaled_pool: Op("scaled_pool", "pool", non_negative=None),
+    scaled_sum: Op("scaled_sum", "pool", non_negative=None),
     torch.sum: Op("sum", "pool", non_negative=None),
+    embed: Op("embed", "embedding", channels=1),
+    upsample: Op("upsample", "grid", non_negative=None),
     F.max_pool1d: Op("max_pool1d", "grid", non_negative=None),
     F.max_pool2d: Op("max_pool2d", "grid", non_negative=None),
     torch.amax: Op("amax", "grid", non_negative=None),

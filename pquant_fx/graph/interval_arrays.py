@@ -24,6 +24,7 @@ __all__ = [
     "spread",
     "take",
     "turned",
+    "upsample",
     "window_max",
     "window_sum",
     "windows",
@@ -58,6 +59,13 @@ def pad(x: Array, pads: Sequence[int], value: int | float = 0) -> Array:
         grow[x.ndim - 1 - n] = (int(pads[2 * n]), int(pads[2 * n + 1]))
     crop = tuple(slice(max(-a, 0), size - max(-b, 0)) for (a, b), size in zip(grow, x.shape))
     return np.pad(x[crop], [(max(a, 0), max(b, 0)) for a, b in grow], constant_values=value)
+
+
+def upsample(x: Array, factors: Sequence[int]) -> Array:
+    """Every element repeated along the last axes."""
+    for n, factor in enumerate(factors):
+        x = np.repeat(x, factor, axis=x.ndim - len(factors) + n)
+    return x
 
 
 def windows(x: Array, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Array:

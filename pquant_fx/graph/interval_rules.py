@@ -6,7 +6,6 @@ torch's broadcasting has its meaning. A rule raises `Inexact` where the operator
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,12 +16,15 @@ from torch.nn import functional as F
 
 from pquant_fx.graph import interval_arrays as arrays
 from pquant_fx.graph.interval_codes import ALL_ZERO, Ints, trailing_zeros
+from pquant_fx.graph.interval_means import avg_pool_rule, mean_rule, scaled_pool_rule, scaled_sum_rule, sum_rule, within_samples
 from pquant_fx.graph.interval_tables import lookup_rule
 from pquant_fx.graph.interval_weighted import Result, conv_rule, conv_transpose_rule, linear_rule, matmul_rule
 from pquant_fx.graph.intervals import Inexact, Interval, align, exact_number, require_bits
+from pquant_fx.graph.means import scaled_pool, scaled_sum
+from pquant_fx.graph.moves import embed, upsample
 from pquant_fx.graph.tables import lookup
 
-__all__ = ["RULES", "division_shift", "power_of_two", "reciprocal"]
+__all__ = ["RULES", "reciprocal"]
 
 Operand = Interval | int | float
 Ns = Sequence[int]
@@ -127,7 +129,7 @@ def _prelu(x: Interval, slope: Interval) -> Result:
 
 def _amax(x: Interval, axes: Sequence[int], keepdim: bool = False) -> Result:
     where = tuple(axes)
-    _within_samples(bool(where) and all(a % x.low.ndim for a in where))
+    within_samples(bool(where) and all(a % x.low.ndim for a in where))
     low, high = (c.max(axis=where, keepdims=keepdim) for c in (x.low, x.high))
     return Interval(x.f, low, high, x.zeros.min(axis=where, keepdims=keepdim)), None
 
@@ -135,61 +137,6 @@ def _amax(x: Interval, axes: Sequence[int], keepdim: bool = False) -> Result:
 def _max_pool(x: Interval, *geometry: Any) -> Result:
     low, high = (arrays.window_max(c, *geometry) for c in (x.low, x.high))
     return Interval(x.f, low, high, -arrays.window_max(-x.zeros, *geometry)), None
-
-
-def power_of_two(count: int, what: str) -> int:
-    """log2 of the number of averaged elements. Raises Inexact (PQ202) unless it is a power of two."""
-    if count < 1 or count & (count - 1):
-        raise Inexact("PQ202", f"{what} averages {count} elements: the division is not exact", "average over 2^n elements, or sum instead")
-    return count.bit_length() - 1
-
-
-def division_shift(spatial: Ns, kernel: Ns, stride: Ns, padding: Ns, ceil_mode: bool, count_include_pad: bool) -> int:
-    """log2 of an average pool's window. Raises Inexact (PQ202) where windows divide by different or odd numbers."""
-    ones = tuple(1 for _ in kernel)
-    pads = arrays.pool_geometry(spatial, kernel, stride, padding, ones, ceil_mode)
-    beyond = any(after > p for (_, after), p in zip(pads, padding))
-    if any(padding) and not count_include_pad:
-        raise Inexact("PQ202", "windows at the border divide by fewer elements", "set count_include_pad=True, or padding=0")
-    if beyond:
-        raise Inexact("PQ202", "ceil_mode lets the last window divide by fewer elements", "set ceil_mode=False, or pad the input")
-    return power_of_two(math.prod(kernel), "the pooling window")
-
-
-def _avg_pool(x: Interval, kernel: Ns, stride: Ns, padding: Ns, ceil_mode: bool, count_include_pad: bool) -> Result:
-    shift = division_shift(x.shape[-len(kernel) :], kernel, stride, padding, ceil_mode, count_include_pad)
-    require_bits(x.span + shift)
-
-    def summed(codes: Ints) -> Ints:
-        return arrays.window_sum(codes, kernel, stride, padding, ceil_mode)
-
-    ones = tuple(1 for _ in kernel)
-    zeros = -arrays.window_max(-x.zeros, kernel, stride, padding, ones, ceil_mode)
-    return _averaged(x, summed, zeros, shift)
-
-
-def _averaged(x: Interval, summed: Callable[[Ints], Ints], zeros: Ints, shift: int) -> Result:
-    """Sums over elements, then a moved binary point."""
-    value = Interval(x.f + shift, summed(x.low), summed(x.high), zeros)
-    sums = Interval(x.f, summed(np.minimum(x.low, 0)), summed(np.maximum(x.high, 0)), zeros)
-    return value, sums
-
-
-def _sum(x: Interval, axes: Sequence[int], keepdim: bool = False, *, mean: bool = False) -> Result:
-    where = tuple(axes)
-    _within_samples(bool(where) and all(a % x.low.ndim for a in where))
-    count = math.prod(x.shape[a] for a in where)
-    shift = power_of_two(count, "the mean") if mean else 0
-    require_bits(x.span + max(count, 1).bit_length())
-
-    def summed(codes: Ints) -> Ints:
-        return codes.sum(axis=where, keepdims=keepdim)
-
-    return _averaged(x, summed, x.zeros.min(axis=where, keepdims=keepdim), shift)
-
-
-def _mean(x: Interval, axes: Sequence[int], keepdim: bool = False) -> Result:
-    return _sum(x, axes, keepdim, mean=True)
 
 
 def _pad(x: Interval, pads: Sequence[int], mode: str = "constant", value: float | None = 0) -> Result:
@@ -201,14 +148,8 @@ def _pad(x: Interval, pads: Sequence[int], mode: str = "constant", value: float 
     return Interval(x.f, arrays.pad(x.low, pads, code), arrays.pad(x.high, pads, code), arrays.pad(x.zeros, pads, known)), None
 
 
-def _within_samples(kept: bool) -> None:
-    """Raise Inexact (PQ202) when an operator works across the batch axis."""
-    if not kept:
-        raise Inexact("PQ202", "it works across the samples of a batch", "leave axis 0 alone: a circuit sees one sample at a time")
-
-
 def _cat(values: Sequence[Interval], axis: int) -> Result:
-    _within_samples(axis % values[0].low.ndim > 0)
+    within_samples(axis % values[0].low.ndim > 0)
     parts = align(*values)
     low, high, zeros = (np.concatenate([getattr(p, name) for p in parts], axis=axis) for name in ("low", "high", "zeros"))
     return Interval(parts[0].f, low, high, zeros), None
@@ -219,15 +160,30 @@ def _reshape(x: Interval, shape: Sequence[int]) -> Result:
 
 
 def _permute(x: Interval, axes: Sequence[int]) -> Result:
-    _within_samples(axes[0] == 0)
+    within_samples(axes[0] == 0)
     return x.moved(arrays.permute, axes), None
 
 
 def _getitem(x: Interval, index: Any) -> Result:
     if not isinstance(index, tuple) or not all(isinstance(s, slice) for s in index):
         raise Inexact("PQ202", f"the index {index!r} is no tuple of slices", "select with slices of constant bounds")
-    _within_samples(index[:1] == (slice(None),))
+    within_samples(index[:1] == (slice(None),))
     return x.moved(arrays.take, index), None
+
+
+def _upsample(x: Interval, factors: Ns) -> Result:
+    return x.moved(arrays.upsample, factors), None
+
+
+def _embed(x: Interval, w: Interval, padding_idx: int | None = None) -> Result:
+    """Each column of the table, wherever its rows go."""
+    if not w.is_constant:
+        raise Inexact("PQ202", "its table is computed from data", "use a parameter as the table")
+    if x.f > 0 and not (x.zeros >= x.f).all():
+        raise Inexact("PQ202", "its rows are counted by numbers that are not whole", "give it integers")
+    shape = (*x.shape, w.shape[1])
+    low, high, zeros = (np.broadcast_to(c, shape) for c in (w.low.min(axis=0), w.high.max(axis=0), w.zeros.min(axis=0)))
+    return Interval(w.f, low, high, zeros), None
 
 
 def _rsqrt(x: Interval) -> Result:
@@ -255,13 +211,17 @@ RULES: dict[Callable[..., Any], Callable[..., Result]] = {
     F.hardtanh: _hardtanh,
     F.prelu: _prelu,
     lookup: lookup_rule,
-    F.avg_pool1d: _avg_pool,
-    F.avg_pool2d: _avg_pool,
-    torch.mean: _mean,
-    torch.sum: _sum,
+    F.avg_pool1d: avg_pool_rule,
+    F.avg_pool2d: avg_pool_rule,
+    torch.mean: mean_rule,
+    scaled_pool: scaled_pool_rule,
+    scaled_sum: scaled_sum_rule,
+    torch.sum: sum_rule,
     F.max_pool1d: _max_pool,
     F.max_pool2d: _max_pool,
     torch.amax: _amax,
+    upsample: _upsample,
+    embed: _embed,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,

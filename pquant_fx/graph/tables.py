@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MAX_ENTRIES", "TABLE_FUNCTIONS", "TableFunction", "Tabulated", "exp_neg", "inverse_sum", "lookup"]
+__all__ = ["MAX_ENTRIES", "TABLE_FUNCTIONS", "TableFunction", "Tabulated", "exp_neg", "inverse_root", "inverse_sum", "lookup"]
 
 MAX_ENTRIES = 1 << 16
 """The largest table that is made: an input of 16 bits."""
@@ -29,6 +29,11 @@ def exp_neg(x: Tensor) -> Tensor:
 def inverse_sum(x: Tensor) -> Tensor:
     """1 / max(x, 1) for the sum of a softmax, which the largest share keeps at 1: no code of its format may divide by zero."""
     return torch.reciprocal(x.clamp(min=1.0))
+
+
+def inverse_root(x: Tensor, scale: float, offset: float) -> Tensor:
+    """1 / sqrt(x scale + offset) for x >= 0 and offset > 0: what a norm divides by, of a sum of squares."""
+    return torch.rsqrt(x * scale + offset)
 
 
 def lookup(x: Tensor, entries: Tensor, f: int, low: int) -> Tensor:
@@ -62,6 +67,7 @@ TABLE_FUNCTIONS: Mapping[Callable[..., Any], TableFunction] = {
     torch.exp: TableFunction("exp", True),
     exp_neg: TableFunction("exp_neg", True, (0.0, 2.0)),  # room for 1 itself: saturated, it would stop the gradient of tied logits
     inverse_sum: TableFunction("inverse_sum", True, _SHARE),
+    inverse_root: TableFunction("inverse_root", True),
     torch.erf: TableFunction("erf", bounds=_ODD),
     torch.reciprocal: TableFunction("reciprocal"),
 }

@@ -78,9 +78,9 @@ def _nearest_channels(node: Node, rank: int, neighbours: Callable[[Node], list[N
         if current in seen or shape is None or len(shape) != rank or is_parameter_value(current):
             continue
         seen.add(current)
-        if op is not None and op.name in ("linear", "matmul"):
+        if op is not None and op.name in ("linear", "matmul", "embed"):
             return rank - 1
-        if op is not None and op.name.startswith(("conv", "max_pool", "avg_pool")):
+        if op is not None and op.name.startswith(("conv", "max_pool", "avg_pool", "scaled_pool", "upsample")):
             return 1
         if op is None or op.name not in ("reshape", "permute"):
             stack.extend(neighbours(current))
@@ -169,7 +169,7 @@ def quantized_source(node: Node) -> bool:
         op = op_of(current)
         if op is None:
             return is_data_quantizer(current)
-        return None if op.kind == "grid" else False
+        return None if op.kind == "grid" else op.kind == "embedding"
 
     return _holds(node, judged, {})
 

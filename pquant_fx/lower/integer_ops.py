@@ -16,8 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from pquant_fx.errors import InputError, Problem
 from pquant_fx.graph import interval_arrays as arrays
 from pquant_fx.graph.interval_codes import Ints, dyadic
+from pquant_fx.graph.means import scaled_pool, scaled_sum
+from pquant_fx.graph.moves import embed, upsample
 from pquant_fx.graph.tables import lookup
 
 __all__ = ["OPERATORS", "SUMS_OF_PRODUCTS", "Codes", "from_real", "real"]
@@ -140,6 +143,27 @@ def _mean(x: Codes, axes: Sequence[int], keepdim: bool = False) -> Codes:
     return Codes(_sum(x, axes, keepdim).codes, x.f + count.bit_length() - 1)
 
 
+def _scaled_pool(x: Codes, kernel: Ns, stride: Ns, padding: Ns, ceil_mode: bool, count_include_pad: bool, factor: float) -> Codes:
+    return _mul(Codes(arrays.window_sum(x.codes, kernel, stride, padding, ceil_mode), x.f), factor)
+
+
+def _scaled_sum(x: Codes, axes: Sequence[int], keepdim: bool, factor: float) -> Codes:
+    return _mul(_sum(x, axes, keepdim), factor)
+
+
+def _upsample(x: Codes, factors: Ns) -> Codes:
+    return Codes(arrays.upsample(x.codes, factors), x.f)
+
+
+def _embed(x: Codes, w: Codes, padding_idx: int | None = None) -> Codes:
+    """Raises InputError (PQ409) for a number that is no row."""
+    rows, count = x.codes >> x.f if x.f >= 0 else x.codes << -x.f, len(w.codes)
+    if rows.size and not (rows.min() >= 0 and rows.max() < count):
+        what = f"row {int(rows.max() if rows.max() >= count else rows.min())} of a table of {count} rows was asked for"
+        raise InputError(Problem("PQ409", what, f"give whole numbers from 0 to {count - 1}"))
+    return Codes(w.codes[rows], w.f)
+
+
 def _pad(x: Codes, pads: Sequence[int], mode: str = "constant", value: float | None = 0) -> Codes:
     (codes, filler), f = _aligned(x, float(value or 0))
     return Codes(arrays.pad(codes, pads, int(filler)), f)
@@ -211,10 +235,14 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Codes]] = {
     F.avg_pool1d: _avg_pool,
     F.avg_pool2d: _avg_pool,
     torch.mean: _mean,
+    scaled_pool: _scaled_pool,
+    scaled_sum: _scaled_sum,
     torch.sum: _sum,
     F.max_pool1d: _max_pool,
     F.max_pool2d: _max_pool,
     torch.amax: _amax,
+    upsample: _upsample,
+    embed: _embed,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,

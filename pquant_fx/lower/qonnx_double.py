@@ -15,7 +15,7 @@ from qonnx.custom_op.base import CustomOp
 from qonnx.custom_op.general.intquant import IntQuant, int_quant
 from torch.nn import functional as F
 
-__all__ = ["AveragePool", "Conv", "ConvTranspose", "Quant"]
+__all__ = ["AveragePool", "Conv", "ConvTranspose", "Quant", "Resize"]
 
 
 class Quant(IntQuant):
@@ -86,3 +86,13 @@ class AveragePool(_Double):
         half = inputs[0].dim() - 2
         whole, padded = bool(given.get("ceil_mode", 0)), bool(given.get("count_include_pad", 0))
         return function(inputs[0], given["kernel_shape"], given["strides"], given["pads"][:half], whole, padded)
+
+
+class Resize(_Double):
+    """Nearest by whole scales, the only kind that our exporter writes."""
+
+    functions = (F.interpolate, F.interpolate)
+
+    def compute(self, function: Any, inputs: list[torch.Tensor], given: dict[str, Any]) -> torch.Tensor:
+        x, _, scales = inputs
+        return function(x, [int(n * s) for n, s in zip(x.shape[2:], scales[2:].tolist())], mode="nearest")

@@ -117,6 +117,10 @@ def _result(node: Node, op: Op, found: Bits) -> float | None:
         return _sum(_operand(node.args[0], found), _operand(node.args[1], found))
     if op.name in ("avg_pool1d", "avg_pool2d", "mean"):
         return _sum(_operand(node.args[0], found), _halvings(_averaged(node, op)))
+    if op.kind == "embedding":
+        return _operand(node.args[1], found)
+    if op.name in ("scaled_pool", "scaled_sum"):
+        return _sum(_operand(node.args[0], found), _operand(node.args[-1], found))
     if op.name == "relu6":
         return _most(_operand(node.args[0], found), -1.0)
     if op.name == "hardtanh":

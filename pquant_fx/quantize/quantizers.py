@@ -21,7 +21,7 @@ from pquant_fx.quantize.ranges import check_width, observed_format
 from pquant_fx.quantize.rounding import is_stochastic, round_codes
 from pquant_fx.quantize.static import FixedQuantizer, FormatBuffers
 
-__all__ = ["AccumulatorQuantizer", "CalibratedQuantizer", "DynamicQuantizer", "FixedQuantizer"]
+__all__ = ["AccumulatorQuantizer", "CalibratedQuantizer", "DynamicQuantizer", "FixedQuantizer", "IndexQuantizer"]
 
 
 class CalibratedQuantizer(FixedQuantizer):
@@ -88,6 +88,19 @@ class CalibratedQuantizer(FixedQuantizer):
             self._observer.update(x)
             return x
         return super().forward(x)
+
+
+class IndexQuantizer(FixedQuantizer):
+    """The format of numbers of rows 0 .. rows - 1: whole, unsigned. Integers pass as they are, so that torch refuses what is no row."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(0, max((rows - 1).bit_length(), 1), 0, "TRN", "SAT")
+
+    def pointwise(self, x: Tensor, rectify: bool = False) -> Pointwise | None:
+        return super().pointwise(x, rectify) if x.is_floating_point() else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.is_floating_point() else x
 
 
 class AccumulatorQuantizer(FormatBuffers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from torch.nn import functional as F
 
 from pquant_fx.errors import Problem, TraceError
+from pquant_fx.graph.by_mode import ByMode, Slot
 from pquant_fx.graph.info import KEY, info, place
 from pquant_fx.trace.recorder import Recorder
 
@@ -26,33 +27,6 @@ _DROPOUTS: dict[Callable[..., Any], type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
 _BY_MODE = (F.batch_norm, torch.batch_norm, F.instance_norm, F.rrelu, F.scaled_dot_product_attention, F.multi_head_attention_forward)
-
-
-class ByMode(nn.Module):
-    """Calls `function` with the constants of training or of evaluation, whichever mode the module is in.
-
-    The values (nodes) are the module's arguments, in the order in which they stand in the call; parameters stay the user's.
-    """
-
-    def __init__(self, function: Callable[..., Any], names: tuple[str, ...], training: Sequence[Any], evaluation: Sequence[Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.names = names  # keyword of each argument, "" for a positional one
-        self.calls = (tuple(evaluation), tuple(training))
-
-    def forward(self, *values: Any) -> Any:
-        left = list(values)
-        filled = [left.pop(0) if a is Slot else a for a in self.calls[int(self.training)]]
-        args = [a for name, a in zip(self.names, filled) if not name]
-        kwargs = {name: a for name, a in zip(self.names, filled) if name}
-        return self.function(*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", str(self.function))
-
-
-class Slot:
-    """Marks where a value goes in the arguments of a `ByMode`."""
 
 
 class Constant(nn.Module):

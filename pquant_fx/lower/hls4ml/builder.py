@@ -20,7 +20,11 @@ from pquant_fx.lower.hls4ml.net import Array, Ints, Op, Quantize, Shape, refusal
 from pquant_fx.lower.hls4ml.ports import Port
 from pquant_fx.lower.hls4ml.ranges import Range, fraction_bits
 
-__all__ = ["Builder", "Plan", "Stored", "channels_last", "constant_type", "hls_type", "quantizer_type"]
+__all__ = ["COPIES", "Builder", "Plan", "Stored", "channels_last", "constant_type", "hls_type", "quantizer_type"]
+
+
+COPIES = "PQuantCopies"
+"""The layer of `copies`: any order of values, which is wiring in io_parallel."""
 
 
 def hls_type(format: FixedFormat, rounding: str = "TRN", overflow: str = "WRAP") -> str:
@@ -124,9 +128,9 @@ class Builder:
         return fusible
 
     def arranged(self, op: Op, value: Stored, stored: Shape, order: Ints) -> Stored:
-        """`value` in the wanted layout: as it is, reshaped, or transposed when a permutation of axes does it.
+        """`value` in the wanted layout: as it is, reshaped, transposed when a permutation of axes does it, else copied.
 
-        Raises LoweringError (PQ202) when neither is possible.
+        Raises LoweringError (PQ202) when io_stream can not repack it.
         """
         if (value.order == order).all():
             return value if value.stored == stored else self._reshaped(op, value, stored)
@@ -141,8 +145,14 @@ class Builder:
                     )
                     result = replace(value, layer=name, stored=moved.shape, order=order)
                     return result if moved.shape == stored else self._reshaped(op, result, stored)
-        remedy = "put the reshape or permute right before a linear layer, or remove it"
-        raise refusal("PQ202", "values arrive in an order that hls4ml can not restore", remedy, op.name)
+        name = self.copied(op, value, places, stored, self.plan.types[value.layer]["result"], "/order")
+        return replace(value, layer=name, stored=stored, order=order)
+
+    def copied(self, op: Op, source: Stored, taken: Ints, stored: Shape, result: str, part: str = "") -> str:
+        """A layer that stores in place n what `source` stores in taken[n], 0 where that is -1; returns its name."""
+        lanes = (source.stored[-1], stored[-1]) if self.stream else None
+        size = source.order.size
+        return self.layer(op, COPIES, [source], result, part=part, taken=taken.tolist(), lanes=lanes, held=size, target_shape=list(stored))
 
     def _reshaped(self, op: Op, value: Stored, stored: Shape) -> Stored:
         if (

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml.net import Affine, Array, Dense, Merge, Op, Relu, Shape
+from pquant_fx.lower.hls4ml.net import Affine, Array, Copy, Merge, Op, Relu, Shape
 from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.shapes import view
 
@@ -25,17 +25,19 @@ def affine(node: Node, source: str, output: str, shape: Shape, scale: Array, bia
 
 
 def _merge(node: Node, operation: Literal["add", "subtract", "multiply", "maximum", "minimum"]) -> list[Op]:
-    """Two values of one shape; one number beside a vector is copied to all of its places."""
+    """Two values; what is missing in one of them by broadcasting is copied to all of its places."""
     shapes, inputs, ops = (node.shape(0), node.shape(1)), list(node.inputs[:2]), list[Op]()
-    shape = max(shapes, key=lambda s: int(np.prod(s)))
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        shape = ()
+    if len(shapes[0]) != len(shapes[1]) or not shape:  # with the batch in front, a missing axis would be another one
+        raise node.refuse("PQ202", f"{node.proto.op_type} of {shapes[0]} and {shapes[1]}", "give both operands the same axes")
     for at in (0, 1):
-        if shapes[at] != shape and (len(shape) != 1 or shapes[at] != (1,)):
-            raise node.refuse("PQ202", f"{node.proto.op_type} of {shapes[0]} and {shapes[1]}", "give both operands the same shape")
         if shapes[at] != shape:
-            copies = f"{node.output}/copies"
-            weight, bias = np.ones((1, *shape)), np.zeros(shape)
-            name = f"{node.name}/copies"
-            ops.append(Dense(name=name, inputs=(inputs[at],), output=copies, shape=shape, weight=weight, bias=bias, copies=True))
+            index = np.broadcast_to(np.arange(int(np.prod(shapes[at]))).reshape(shapes[at]), shape).reshape(-1)
+            name, copies = f"{node.name}/copies{at or ''}", f"{node.output}/copies{at or ''}"
+            ops.append(Copy(name=name, inputs=(inputs[at],), output=copies, shape=shape, index=index))
             inputs[at] = copies
     return [*ops, Merge(name=node.name, inputs=(inputs[0], inputs[1]), output=node.output, shape=shape, operation=operation)]
 

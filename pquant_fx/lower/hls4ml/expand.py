@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Dense, Ints, Op, Pool, Select, Shape, View, refusal
+from pquant_fx.errors import LoweringError
+from pquant_fx.graph.interval_arrays import upsample
+from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Copy, Dense, Ints, Op, Pool, Select, Shape, Upsample, View, refusal
 
 __all__ = ["expand"]
 
@@ -19,8 +21,18 @@ def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[s
     Raises LoweringError (PQ202) naming the node.
     """
     stream = io_type == "io_stream"
+    made = _expanded(op, stream, shapes, nonnegative)
+    return [_two_rows(one) if stream and isinstance(one, Conv) else one for one in made]
+
+
+def _expanded(op: Op, stream: bool, shapes: Mapping[str, Shape], nonnegative: set[str]) -> list[Op]:
     if isinstance(op, Select):
-        return [_copy(op, shapes[op.inputs[0]])]
+        before = shapes[op.inputs[0]]
+        return [_copy(op, before) if stream and _is_regular(op, before) else _picked(op, before)]
+    if isinstance(op, Copy) and stream and shapes[op.inputs[0]] == (*op.shape[:-1], 1):
+        return [_repeated(op)]
+    if isinstance(op, Upsample) and not stream:
+        return [_repeated_pixels(op, shapes[op.inputs[0]])]
     if isinstance(op, Concat) and len(op.inputs) != 2:
         return _concat_tree(op, shapes)
     if isinstance(op, Pool) and op.mode == "Average" and (any(op.pads) or (stream and op.kernel != op.strides)):
@@ -28,6 +40,22 @@ def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[s
     if isinstance(op, Pool) and op.mode == "Max":
         return _maximum(op, stream, shapes, nonnegative)
     return [op]
+
+
+def _two_rows(op: Conv) -> Conv:
+    """hls4ml 1.3 streams a kernel of one row and several columns through its 1-d code, which takes no step from row to row: a second
+    row of zeros, and one of padding for it, make it an ordinary one.
+    """
+    height, *width = op.weight.shape[2:]
+    if not width or height > 1 or width[0] == 1 or op.strides[0] == 1:
+        return op
+    top, left, bottom, right = op.pads
+    return replace(op, weight=np.pad(op.weight, [(0, 0), (0, 0), (0, 1), (0, 0)]), pads=(top, left, bottom + 1, right))
+
+
+def _repeated_pixels(op: Upsample, before: Shape) -> Copy:
+    elements = upsample(np.arange(int(np.prod(before))).reshape(before), op.factors)
+    return Copy(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=elements.reshape(-1))
 
 
 def _concat_tree(op: Concat, shapes: Mapping[str, Shape]) -> list[Op]:
@@ -57,20 +85,49 @@ def _mean(op: Pool) -> Conv:
 
 def _maximum(op: Pool, stream: bool, shapes: Mapping[str, Shape], nonnegative: set[str]) -> list[Op]:
     """hls4ml pads a maximum with the most negative code, which an unsigned type does not have: zeros are padded before it."""
-    if stream and op.kernel != op.strides:
-        raise refusal("PQ202", "MaxPool with overlapping windows in io_stream", "use stride = kernel, or io_type='io_parallel'", op.name)
-    if not any(op.pads):
-        return [op]
-    if op.inputs[0] not in nonnegative:
-        if stream:
-            raise refusal("PQ202", "MaxPool that pads signed values in io_stream", "pool after the ReLU, or do not pad", op.name)
+    if stream and (op.kernel != op.strides or (any(op.pads) and op.inputs[0] not in nonnegative)):
+        return _apart(op, shapes[op.inputs[0]])
+    if not any(op.pads) or op.inputs[0] not in nonnegative:
         return [op]
     before, half = shapes[op.inputs[0]], len(op.kernel)
     rows = [np.pad(np.arange(before[n + 1]), (op.pads[n], op.pads[n + half]), constant_values=-1) for n in range(half)]
     padded = f"{op.output}/padded"
     shape = (before[0], *(int(r.size) for r in rows))
     pad = Select(name=f"{op.name}/pad", inputs=op.inputs, output=padded, shape=shape, maps=(np.arange(before[0]), *rows))
-    return [_copy(pad, before), replace(op, inputs=(padded,), pads=(0,) * 2 * half)]
+    return [_copy(pad, before) if stream else _picked(pad, before), replace(op, inputs=(padded,), pads=(0,) * 2 * half)]
+
+
+def _apart(op: Pool, before: Shape) -> list[Op]:
+    """Windows side by side, so that none overlap; for what lies beyond the border a window repeats an element of its own."""
+    rows = [
+        np.clip((np.arange(out)[:, None] * stride + np.arange(kernel) - front).reshape(-1), 0, size - 1)
+        for size, out, kernel, stride, front in zip(before[1:], op.shape[1:], op.kernel, op.strides, op.pads)
+    ]
+    shape = (before[0], *(int(r.size) for r in rows))
+    windows = Select(
+        name=f"{op.name}/windows", inputs=op.inputs, output=f"{op.output}/windows", shape=shape, maps=(np.arange(before[0]), *rows)
+    )
+    return [_picked(windows, before), replace(op, inputs=(windows.output,), strides=op.kernel, pads=(0,) * 2 * len(op.kernel))]
+
+
+def _picked(op: Select, before: Shape) -> Op:
+    """A slice or pad as a choice of elements."""
+    if op.shape == before and all((rows == np.arange(rows.size)).all() for rows in op.maps):
+        return View(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=np.arange(int(np.prod(op.shape))))
+    elements = np.arange(int(np.prod(before))).reshape(before)
+    absent = np.zeros((1,) * len(before), dtype=np.bool_)
+    for axis, rows in enumerate(op.maps):
+        elements = np.take(elements, np.maximum(rows, 0), axis=axis)
+        absent = absent | (rows < 0).reshape([-1 if n == axis else 1 for n in range(len(before))])
+    index = np.where(absent, -1, elements).reshape(-1)
+    return Copy(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, index=index)
+
+
+def _repeated(op: Copy) -> Dense:
+    """One value repeated along the last axis: a row of ones."""
+    count = op.shape[-1]
+    weight, bias = np.ones((1, count)), np.zeros(count)
+    return Dense(name=op.name, inputs=op.inputs, output=op.output, shape=op.shape, weight=weight, bias=bias, copies=True)
 
 
 def _copy(op: Select, before: Shape) -> Op:
@@ -97,6 +154,16 @@ def _matrix(rows: Ints, size: int) -> Array:
     kept = np.flatnonzero(rows >= 0)
     matrix[kept, rows[kept]] = 1
     return matrix
+
+
+def _is_regular(op: Select, before: Shape) -> bool:
+    """Whether windows with constant steps pick these rows."""
+    try:
+        for rows, size in zip(op.maps[1:], before[1:], strict=True):
+            _window(op, rows, size)
+    except LoweringError:
+        return False
+    return True
 
 
 def _window(op: Select, rows: Ints, size: int) -> tuple[int, int, int, int, int]:

@@ -11,13 +11,19 @@ import numpy as np
 
 from pquant_fx.errors import LoweringError, Place, Problem
 from pquant_fx.lower.hls4ml.builder import Builder, Plan, Stored, channels_last, hls_type
+from pquant_fx.lower.hls4ml.copies import copy
+from pquant_fx.lower.hls4ml.embedding import embed
+from pquant_fx.lower.hls4ml.matrices import matmul
 from pquant_fx.lower.hls4ml.net import (
     Affine,
     Concat,
     Conv,
+    Copy,
     Dense,
+    Embed,
     Input,
     Lookup,
+    MatMul,
     Merge,
     Net,
     Op,
@@ -26,6 +32,7 @@ from pquant_fx.lower.hls4ml.net import (
     Relu,
     Shape,
     Truncate,
+    Upsample,
     View,
     refusal,
     uses,
@@ -34,6 +41,7 @@ from pquant_fx.lower.hls4ml.ports import port_of, quantizer_port
 from pquant_fx.lower.hls4ml.quantizers import affine_layer, quantize
 from pquant_fx.lower.hls4ml.ranges import Range, affine_range
 from pquant_fx.lower.hls4ml.tables import lookup, truncate
+from pquant_fx.lower.hls4ml.upsampling import upsample
 from pquant_fx.lower.hls4ml.weighted import conv, dense, pool
 
 __all__ = ["plan_layers"]
@@ -170,7 +178,11 @@ def _view(builder: Builder, op: View) -> None:
 _EMITTERS: dict[type[Op], Callable[[Builder, Any], None]] = {
     Quantize: quantize,
     Dense: dense,
+    Embed: embed,
+    Upsample: upsample,
     Conv: conv,
+    Copy: copy,
+    MatMul: matmul,
     Pool: pool,
     Affine: _affine,
     Relu: _relu,

@@ -13,6 +13,7 @@ from pquant_fx.lower.hls4ml.net import (
     Affine,
     Concat,
     Conv,
+    Copy,
     Dense,
     Ints,
     Lookup,
@@ -24,6 +25,7 @@ from pquant_fx.lower.hls4ml.net import (
     Relu,
     Select,
     Shape,
+    Upsample,
     View,
     uses,
 )
@@ -55,7 +57,7 @@ def _never_negative(op: Op, known: set[str]) -> bool:
     """Whether the output is at least 0 because of what the operation is."""
     if isinstance(op, Quantize):
         return bool((op.k == 0).all()) or op.inputs[0] in known
-    if isinstance(op, View | Pool | Concat | Select) or (isinstance(op, Merge) and op.operation in ("add", "multiply")):
+    if isinstance(op, View | Pool | Concat | Select | Copy | Upsample) or (isinstance(op, Merge) and op.operation in ("add", "multiply")):
         return all(tensor in known for tensor in op.inputs)
     return isinstance(op, Relu) or (isinstance(op, Lookup) and bool((op.entries >= 0).all()))
 

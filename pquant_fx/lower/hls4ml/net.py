@@ -21,10 +21,13 @@ __all__ = [
     "Array",
     "Concat",
     "Conv",
+    "Copy",
     "Dense",
+    "Embed",
     "Input",
     "Ints",
     "Lookup",
+    "MatMul",
     "Merge",
     "Net",
     "Op",
@@ -34,6 +37,7 @@ __all__ = [
     "Select",
     "Shape",
     "Truncate",
+    "Upsample",
     "View",
     "refusal",
     "uses",
@@ -172,6 +176,32 @@ class Select(Op):
     """Slices and zero pads: row r of an axis is the input's row maps[axis][r], or zeros where that is -1."""
 
     maps: tuple[Ints, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Copy(Op):
+    """Places that values are copied to: output element n is the input's element index[n], or zero where that is -1."""
+
+    index: Ints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Upsample(Op):
+    """Each element repeated along the spatial axes, `factors` times."""
+
+    factors: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embed(Op):
+    """table[n], n the whole part of x; table (rows, D), the output has an axis of D behind those of x."""
+
+    table: Array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatMul(Op):
+    """a @ b of two values, matrices (M, K) and (K, N) or as many of them in both."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from pquant_fx.lower.hls4ml.elements import ELEMENT_READERS, affine
+from pquant_fx.lower.hls4ml.matrices import MATRIX_READERS
 from pquant_fx.lower.hls4ml.net import Array, Dense, Op, Quantize, Shape
 from pquant_fx.lower.hls4ml.read import Node, Reader
+from pquant_fx.lower.hls4ml.reductions import REDUCTION_READERS
 from pquant_fx.lower.hls4ml.shapes import SHAPE_READERS
 from pquant_fx.lower.hls4ml.tables import TABLE_READERS
+from pquant_fx.lower.hls4ml.transposed import TRANSPOSED_READERS
+from pquant_fx.lower.hls4ml.upsampling import UPSAMPLING_READERS
 from pquant_fx.lower.hls4ml.windows import WINDOW_READERS
 
 __all__ = ["READERS", "quantizer"]
@@ -69,17 +73,6 @@ def _quantize(node: Node) -> list[Op]:
     return [made]
 
 
-def _matmul(node: Node) -> list[Op]:
-    if not node.is_constant(1):
-        raise node.refuse("PQ201", "a product of two computed matrices", "keep attention-like products out of hls4ml models")
-    weight, shape = node.reals(1, "weight"), node.shape(0)
-    if weight.ndim != 2 or weight.shape[0] != shape[-1]:
-        raise node.refuse("PQ202", f"MatMul of {shape} with a weight of shape {weight.shape}", "use a matrix of shape (in, out)")
-    bias = np.zeros(weight.shape[1])
-    out = (*shape[:-1], weight.shape[1])
-    return [Dense(name=node.name, inputs=(node.inputs[0],), output=node.output, shape=out, weight=weight, bias=bias)]
-
-
 def _gemm(node: Node) -> list[Op]:
     weight = node.reals(1, "weight")
     weight = weight.T if node.attribute("transB", 0) else weight
@@ -90,15 +83,20 @@ def _gemm(node: Node) -> list[Op]:
     return [Dense(name=node.name, inputs=(node.inputs[0],), output=node.output, shape=(weight.shape[1],), weight=weight, bias=bias)]
 
 
+_FAMILIES = (
+    ELEMENT_READERS,
+    WINDOW_READERS,
+    TRANSPOSED_READERS,
+    UPSAMPLING_READERS,
+    REDUCTION_READERS,
+    SHAPE_READERS,
+    TABLE_READERS,
+    MATRIX_READERS,
+)
 READERS: dict[tuple[str, str], Reader] = {
     ("qonnx", "Quant"): _quantize,
     ("qonnx", "IntQuant"): _quantize,
     ("pquant_fx.lower.qonnx_ops", "FixedPoint"): _quantize,
-    ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
-    **{
-        ("", name): reader
-        for readers in (ELEMENT_READERS, WINDOW_READERS, SHAPE_READERS, TABLE_READERS)
-        for name, reader in readers.items()
-    },
+    **{("", name): reader for readers in _FAMILIES for name, reader in readers.items()},
 }

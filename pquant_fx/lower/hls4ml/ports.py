@@ -14,7 +14,7 @@ import numpy as np
 from pquant_fx.errors import LoweringError, Place, Problem
 from pquant_fx.formats import FixedFormat
 from pquant_fx.lower.fixed_point_numpy import overflow_codes, quantize_array
-from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Dense, Input, Net, Op, Pool, Quantize, Relu, View, refusal, uses
+from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Copy, Dense, Input, Net, Op, Pool, Quantize, Relu, Upsample, View, refusal, uses
 from pquant_fx.lower.hls4ml.ranges import Range
 
 __all__ = ["Port", "port_of", "quantizer_port", "unread_inputs"]
@@ -99,9 +99,8 @@ def _readers(net: Net, source: Input) -> tuple[list[Quantize], bool]:
 
 def _passes(op: Op) -> bool:
     """Operations that commute with a conversion which keeps order and zero."""
-    return (
-        isinstance(op, View | Concat | Relu) or (isinstance(op, Conv | Dense) and op.copies) or (isinstance(op, Pool) and op.mode == "Max")
-    )
+    copies = isinstance(op, Conv | Dense) and op.copies
+    return copies or isinstance(op, View | Concat | Copy | Upsample | Relu) or (isinstance(op, Pool) and op.mode == "Max")
 
 
 def quantizer_port(op: Quantize) -> Port:

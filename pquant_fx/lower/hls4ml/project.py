@@ -20,6 +20,7 @@ from pquant_fx.errors import ExtraMissingError, LoweringError, OutputError, Plac
 from pquant_fx.files import owned_directory
 from pquant_fx.lower.hls4ml.builder import Plan, Stored
 from pquant_fx.lower.hls4ml.casts import register_casts
+from pquant_fx.lower.hls4ml.copies import register_copies
 from pquant_fx.lower.hls4ml.net import Array
 
 __all__ = ["HlsProject", "write_project"]
@@ -181,6 +182,7 @@ def _graph(plan: Plan, place: Path, backend: str, io_type: str, part: str, clock
     config["InputData"] = config["OutputPredictions"] = None
     outputs = list(dict.fromkeys(value.layer for _, value in plan.outputs))
     register_casts()
+    register_copies()
     try:
         return ModelGraph.from_layer_list(config, plan.layers, [layer for _, layer, _, _ in plan.inputs], outputs)
     except Exception as error:  # hls4ml raises bare Exceptions; whatever it is, the user gets one kind of error

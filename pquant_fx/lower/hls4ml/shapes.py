@@ -103,9 +103,15 @@ def _pad(node: Node) -> list[Op]:
     given = node.integers(1, "pads").reshape(-1)
     axes = [int(a) % rank for a in node.integers(3, "axes").reshape(-1)] if node.has(3) else list(range(rank))
     pads = {axis: (int(given[n]), int(given[n + len(axes)])) for n, axis in enumerate(axes)}
-    if any(pads.get(0, (0, 0))) or min(given, default=0) < 0:
-        raise node.refuse("PQ202", "Pad of the batch axis or by a negative number", "pad the other axes, or slice")
-    return _select(node, [np.pad(np.arange(size), pads.get(n + 1, (0, 0)), constant_values=-1) for n, size in enumerate(before)])
+    if any(pads.get(0, (0, 0))):
+        raise node.refuse("PQ202", "Pad of the batch axis", "pad the other axes")
+    return _select(node, [_padded(size, *pads.get(n + 1, (0, 0))) for n, size in enumerate(before)])
+
+
+def _padded(size: int, front: int, back: int) -> Ints:
+    """The rows of an axis between -1 for zeros; a negative number crops."""
+    kept = np.arange(size, dtype=np.int64)[max(-front, 0) : size - max(-back, 0)]
+    return np.pad(kept, (max(front, 0), max(back, 0)), constant_values=-1)
 
 
 def _concat(node: Node) -> list[Op]:

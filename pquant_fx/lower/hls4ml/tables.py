@@ -8,7 +8,7 @@ import numpy as np
 
 from pquant_fx.formats import FixedFormat
 from pquant_fx.lower.hls4ml.builder import Builder, Stored, constant_type, hls_type
-from pquant_fx.lower.hls4ml.net import Affine, Array, Lookup, Op, Truncate, refusal
+from pquant_fx.lower.hls4ml.net import Affine, Array, Embed, Lookup, Op, Truncate, refusal
 from pquant_fx.lower.hls4ml.ranges import Range, fraction_bits
 from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.shapes import view
@@ -32,6 +32,9 @@ def _gather(node: Node) -> list[Op]:
     if node.is_constant(1):
         raise node.refuse("PQ202", "Gather with constant indices", "use Slice, or a permutation by Transpose and Reshape")
     entries = node.reals(0, "table")
+    if entries.ndim == 2 and int(node.attribute("axis", 0)) == 0 and entries.size:
+        shape = (*node.shape(1), entries.shape[1])
+        return [Embed(name=node.name, inputs=(node.inputs[1],), output=node.output, shape=shape, table=entries)]
     if entries.ndim != 1 or int(node.attribute("axis", 0)) != 0 or not entries.size:
         raise node.refuse("PQ202", f"Gather from a table of shape {entries.shape}", "gather from one row of numbers")
     return [Lookup(name=node.name, inputs=(node.inputs[1],), output=node.output, shape=node.shape(1), entries=entries)]
@@ -42,6 +45,8 @@ TABLE_READERS: dict[str, Reader] = {"Cast": _cast, "Gather": _gather}
 
 def joined_index(op: Op, single: dict[str, Op]) -> Op:
     """What computes the index goes into the table: it costs nothing where the bits of x are the index."""
+    if isinstance(op, Embed) and isinstance(source := single.get(op.inputs[0]), Truncate):
+        return replace(op, inputs=source.inputs)
     while isinstance(op, Lookup):
         source = single.get(op.inputs[0])
         if isinstance(source, Truncate) and op.scale == 1 and op.offset == 0:

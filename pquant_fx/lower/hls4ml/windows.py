@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from pquant_fx.graph.interval_arrays import turned
 from pquant_fx.lower.hls4ml.elements import affine
-from pquant_fx.lower.hls4ml.net import Array, Conv, Dense, Op, Pool, Shape
+from pquant_fx.lower.hls4ml.net import Array, Conv, Op, Pool, Shape
 from pquant_fx.lower.hls4ml.read import Node, Reader
 from pquant_fx.lower.hls4ml.shapes import view
 
-__all__ = ["WINDOW_READERS"]
+__all__ = ["WINDOW_READERS", "dilated", "global_mean", "power_of_two", "ungrouped", "window"]
 
 
 def _conv(node: Node) -> list[Op]:
@@ -21,34 +19,15 @@ def _conv(node: Node) -> list[Op]:
     half, group = len(shape) - 1, int(node.attribute("group", 1))
     if half not in (1, 2) or weight.ndim != half + 2 or weight.shape[1] * group != shape[0]:
         raise node.refuse("PQ202", f"Conv of {shape} with a weight of shape {weight.shape}", "use 1-d or 2-d convolutions")
-    strides, pads = _window(node, half)
-    weight = _dilated(_ungrouped(weight, group), node.attribute("dilations", [1] * half))
+    strides, pads = window(node, half)
+    weight = dilated(ungrouped(weight, group), node.attribute("dilations", [1] * half))
     bias = np.broadcast_to(node.reals(2, "bias") if node.has(2) else np.zeros(()), (weight.shape[0],))
     out = (weight.shape[0], *_extent(node, shape[1:], weight.shape[2:], strides, pads))
     source, target = (node.inputs[0],), node.output
     return [Conv(name=node.name, inputs=source, output=target, shape=out, weight=weight, bias=bias, strides=strides, pads=pads)]
 
 
-def _conv_transpose(node: Node) -> list[Op]:
-    """With steps of one it is the convolution with the turned kernel."""
-    weight, shape, group = node.reals(1, "weight"), node.shape(0), int(node.attribute("group", 1))
-    half = len(shape) - 1
-    strides, pads = _window(node, half)
-    if half not in (1, 2) or weight.ndim != half + 2 or weight.shape[0] != shape[0] or strides != (1,) * half:
-        remedy = "use stride 1, compute this layer outside of the FPGA, or take the ONNX file"
-        raise node.refuse("PQ201", f"hls4ml has no exact layer for a ConvTranspose with steps of {strides}", remedy)
-    weight = _dilated(_ungrouped(turned(weight, group), group), node.attribute("dilations", [1] * half))
-    more = (*(0 for _ in range(half)), *(int(p) for p in node.attribute("output_padding", [0] * half)))
-    pads = tuple(k - 1 - p + m for k, p, m in zip((*weight.shape[2:], *weight.shape[2:]), pads, more, strict=True))
-    if min(pads) < 0:
-        raise node.refuse("PQ202", "ConvTranspose that crops more than its kernel adds", "use a smaller padding")
-    bias = np.broadcast_to(node.reals(2, "bias") if node.has(2) else np.zeros(()), (weight.shape[0],))
-    out = (weight.shape[0], *_extent(node, shape[1:], weight.shape[2:], strides, pads))
-    source, target = (node.inputs[0],), node.output
-    return [Conv(name=node.name, inputs=source, output=target, shape=out, weight=weight, bias=bias, strides=strides, pads=pads)]
-
-
-def _ungrouped(weight: Array, group: int) -> Array:
+def ungrouped(weight: Array, group: int) -> Array:
     """Zeros between the groups: the dense kernel with the same result (hls4ml's depthwise layer has no exact types)."""
     if group == 1:
         return weight
@@ -60,7 +39,7 @@ def _ungrouped(weight: Array, group: int) -> Array:
     return dense
 
 
-def _dilated(weight: Array, dilations: Any) -> Array:
+def dilated(weight: Array, dilations: Any) -> Array:
     """Zeros between the taps."""
     steps = [int(d) for d in dilations]
     taps = [(size - 1) * step + 1 for size, step in zip(weight.shape[2:], steps, strict=True)]
@@ -69,7 +48,7 @@ def _dilated(weight: Array, dilations: Any) -> Array:
     return wide
 
 
-def _window(node: Node, half: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def window(node: Node, half: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(strides, pads) of a convolution or a pool."""
     if node.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise node.refuse("PQ202", "auto_pad", "write the padding as numbers")
@@ -94,7 +73,7 @@ def _pool(node: Node) -> list[Op]:
     kernel = tuple(int(k) for k in node.attribute("kernel_shape", []))
     if half not in (1, 2) or len(kernel) != half:
         raise node.refuse("PQ202", f"{node.proto.op_type} of the shape {shape}", "use 1-d or 2-d pooling")
-    strides, pads = _window(node, half)
+    strides, pads = window(node, half)
     out = _extent(node, shape[1:], kernel, strides, pads)
     spread = [-(-(shape[n + 1] + pads[n] + pads[n + half] - kernel[n]) // strides[n]) + 1 for n in range(half)]
     if (node.attribute("ceil_mode", 0) and tuple(spread) != out) or any(int(d) != 1 for d in node.attribute("dilations", [1])):
@@ -104,31 +83,22 @@ def _pool(node: Node) -> list[Op]:
     if average and any(pads) and not node.attribute("count_include_pad", 0):
         raise node.refuse("PQ202", "AveragePool that leaves padding out of the mean", "use count_include_pad=True or no padding")
     if average:
-        _power_of_two(node, int(np.prod(kernel)))
+        power_of_two(node, int(np.prod(kernel)))
     mode: Literal["Max", "Average"] = "Average" if average else "Max"
     source, target, out = (node.inputs[0],), node.output, (shape[0], *out)
     return [Pool(name=node.name, inputs=source, output=target, shape=out, mode=mode, kernel=kernel, strides=strides, pads=pads)]
 
 
-def _power_of_two(node: Node, elements: int) -> None:
+def power_of_two(node: Node, elements: int) -> None:
     if elements & (elements - 1):
         raise node.refuse("PQ202", f"a mean over {elements} elements", "average over 2^n elements: the division is then exact")
 
 
-def _global_mean(node: Node) -> list[Op]:
-    """Mean or sum over all spatial axes: one window as large as the image."""
+def global_mean(node: Node) -> list[Op]:
+    """Mean or sum over all spatial axes, those of an image: one window as large as it is."""
     shape = node.shape(0)
-    if node.proto.op_type != "GlobalAveragePool":
-        given = node.integers(1, "axes").tolist() if node.has(1) else node.attribute("axes", [])
-        axes = sorted(int(a) % (len(shape) + 1) for a in given)
-        if len(shape) == 1 and axes == [1] and node.attribute("keepdims", 1) and node.proto.op_type == "ReduceSum":
-            weight, bias = np.ones((shape[0], 1)), np.zeros(1)
-            return [Dense(name=node.name, inputs=(node.inputs[0],), output=node.output, shape=(1,), weight=weight, bias=bias)]
-        if len(shape) < 2 or axes != list(range(2, len(shape) + 1)):
-            what = f"{node.proto.op_type} over the axes {axes} of {shape}"
-            raise node.refuse("PQ202", what, "reduce over all spatial axes of an image, or write it as a linear layer")
     elements, flat = int(np.prod(shape[1:])), (shape[0], *(1 for _ in shape[1:]))
-    _power_of_two(node, elements)
+    power_of_two(node, elements)
     mean = Pool(
         name=node.name, inputs=(node.inputs[0],), output=f"{node.output}/mean", shape=flat,
         mode="Average", kernel=shape[1:], strides=shape[1:], pads=(0,) * 2 * len(shape[1:]),
@@ -141,29 +111,9 @@ def _global_mean(node: Node) -> list[Op]:
     return [*ops, view(node, ops[-1].output, flat, np.arange(shape[0]), out)]
 
 
-def _largest(node: Node) -> list[Op]:
-    """The largest element of a vector: a window as long as it is."""
-    shape = node.shape(0)
-    given = node.integers(1, "axes").tolist() if node.has(1) else node.attribute("axes", [])
-    if len(shape) != 1 or [int(a) % 2 for a in given] != [1] or not node.attribute("keepdims", 1):
-        remedy = "leave a softmax out: the largest logit stays the largest"
-        raise node.refuse("PQ202", f"ReduceMax over the axes {list(given)} of {shape}", remedy)
-    row = view(node, node.inputs[0], shape, np.arange(shape[0]), (1, *shape))
-    row = replace(row, name=f"{node.name}/row", output=f"{node.output}/row")
-    pool = Pool(
-        name=node.name, inputs=(row.output,), output=f"{node.output}/max", shape=(1, 1),
-        mode="Max", kernel=shape, strides=shape, pads=(0, 0),
-    )  # fmt: skip
-    return [row, pool, view(node, pool.output, (1, 1), np.arange(1), (1,))]
-
-
 WINDOW_READERS: dict[str, Reader] = {
     "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
     "MaxPool": _pool,
     "AveragePool": _pool,
-    "GlobalAveragePool": _global_mean,
-    "ReduceMean": _global_mean,
-    "ReduceSum": _global_mean,
-    "ReduceMax": _largest,
+    "GlobalAveragePool": global_mean,
 }

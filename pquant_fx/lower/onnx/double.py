@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DOUBLE_DOMAIN", "in_double"]
 
 DOUBLE_DOMAIN = "pquant_fx.lower.qonnx_double"
-_MOVED = {("", "AveragePool"), ("", "Conv"), ("", "ConvTranspose"), (QUANT_DOMAIN, "Quant")}
+_MOVED = {("", "AveragePool"), ("", "Conv"), ("", "ConvTranspose"), ("", "Resize"), (QUANT_DOMAIN, "Quant")}
 
 
 def in_double(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,26 +1,28 @@
 """One emitter per operator of the dialect, shared by the QONNX and the plain ONNX file: graph node -> ONNX nodes.
 
-An emitter writes the standard operator; where a value is computed in double and onnxruntime has no double kernel
-(Conv, AveragePool), `wide` takes over.
+An emitter writes the standard operator; where a value is computed in double and onnxruntime has no double kernel (Conv), `wide`
+takes over. Pools and reductions are in `pools`.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 from torch.nn import functional as F
 
-from pquant_fx.graph.interval_arrays import pool_geometry
+from pquant_fx.graph.moves import embed, upsample
 from pquant_fx.graph.tables import lookup
 from pquant_fx.lower.onnx import wide
 from pquant_fx.lower.onnx.emission import Emission, Emit, numbers
 from pquant_fx.lower.onnx.graph import Value
+from pquant_fx.lower.onnx.pools import POOLS
 
-__all__ = ["TABLE", "mean_as_pool", "pool_behind_pad"]
+__all__ = ["TABLE"]
 
 
 def _linear(e: Emission, node: Node) -> Value:
@@ -121,88 +123,28 @@ def _lookup(e: Emission, node: Node) -> Value:
     return e.result(node, "Gather", [table, e.cast(index, "int64")], axis=0)
 
 
-def _amax(e: Emission, node: Node) -> Value:
-    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
-    more, given = e.reduced_over(node, axes)
-    return e.result(node, "ReduceMax", [x, *more], keepdims=int(keepdim), **given)
+def _upsample(e: Emission, node: Node) -> Value:
+    """Resize, for which onnxruntime has no double kernel: there the rows are picked, axis by axis."""
+    x, factors = e.data(node, node.args[0]), numbers(node.args[1])
+    if x.dtype == "float32":
+        inputs = [x, e.constant(node, "roi", np.zeros(0)), e.constant(node, "scales", [1, 1, *factors])]
+        modes = {"coordinate_transformation_mode": "asymmetric", "mode": "nearest", "nearest_mode": "floor"}
+        return e.result(node, "Resize", inputs, **modes)
+    for n, factor in enumerate(factors[:-1]):
+        x = _repeated(e, node, x, n + 2, factor)
+    index = np.repeat(np.arange(int(x.shape[-1])), factors[-1])
+    return e.result(node, "Gather", [x, e.constant(node, "places", index, "int64")], axis=len(x.shape) - 1)
 
 
-def _max_pool(e: Emission, node: Node) -> Value:
-    """ceil_mode is written as padding at the end: the runtimes do not agree on what else it means. Padding as large as the
-    kernel, which dilation can ask for and onnxruntime refuses, becomes a Pad with -inf."""
-    kernel, stride, padding, dilation = (numbers(a) for a in node.args[1:5])
-    x = e.data(node, node.args[0])
-    pads = pool_geometry(_spatial(x, kernel), kernel, stride, padding, dilation, bool(node.args[5]))
-    if any(end >= k for (_, end), k in zip(pads, kernel)):
-        x = wide.padded(e, node, x, pads, float("-inf"))
-        pads, padding = [(0, 0)] * len(kernel), [0] * len(kernel)
-    attributes: dict[str, Any] = {
-        "ceil_mode": 0,
-        "dilations": dilation,
-        "kernel_shape": kernel,
-        "pads": _begins_ends(pads, padding),
-        "strides": stride,
-    }
-    return e.result(node, "MaxPool", [x], **attributes)
+def _repeated(e: Emission, node: Node, x: Value, axis: int, factor: int) -> Value:
+    size = int(x.shape[axis])
+    index = e.constant(node, f"places{axis}", np.repeat(np.arange(size), factor), "int64")
+    return e.step(node, f"axis{axis}", "Gather", [x, index], (*x.shape[:axis], size * factor, *x.shape[axis + 1 :]), axis=axis)
 
 
-def _avg_pool(e: Emission, node: Node) -> Value:
-    if e.compute(node) == "float64":
-        return wide.pool(e, node)
-    x = e.data(node, node.args[0])
-    kernel, stride, padding = (numbers(a) for a in node.args[1:4])
-    include = int(bool(node.args[5]))
-    pads = pool_geometry(_spatial(x, kernel), kernel, stride, padding, [1] * len(kernel), bool(node.args[4]))
-    ceil_mode = int(any(end > p for (_, end), p in zip(pads, padding)))
-    attributes: dict[str, Any] = {
-        "ceil_mode": ceil_mode,
-        "count_include_pad": include,
-        "kernel_shape": kernel,
-        "pads": padding * 2,
-        "strides": stride,
-    }
-    return e.result(node, "AveragePool", [x], **attributes)
-
-
-def pool_behind_pad(e: Emission, node: Node) -> Value:
-    """onnxruntime joins a Pad and the pool behind it: its MaxPool then no longer sees the zeros, and padding as large as the
-    kernel does not load."""
-    source = node.args[0]
-    if isinstance(source, Node) and source.target is F.pad:
-        return wide.pool(e, node)
-    return TABLE[node.target](e, node)  # type: ignore[index]
-
-
-def _mean(e: Emission, node: Node) -> Value:
-    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
-    more, given = e.reduced_over(node, axes)
-    return e.result(node, "ReduceMean", [x, *more], keepdims=int(keepdim), **given)
-
-
-def mean_as_pool(e: Emission, node: Node) -> Value:
-    """A mean over all spatial axes as AveragePool over the whole image: hardware tools know no ReduceMean."""
-    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
-    rank = len(x.shape)
-    if rank not in (3, 4) or axes != list(range(2, rank)):
-        return _mean(e, node)
-    kernel = [int(n) for n in x.shape[2:]]
-    spatial = len(kernel)
-    attributes: dict[str, Any] = {
-        "ceil_mode": 0,
-        "count_include_pad": 1,
-        "kernel_shape": kernel,
-        "pads": [0, 0] * spatial,
-        "strides": [1] * spatial,
-    }
-    if keepdim:
-        return e.result(node, "AveragePool", [x], **attributes)
-    pooled = e.step(node, "mean", "AveragePool", [x], (*x.shape[:2], *(1 for _ in kernel)), **attributes)
-    return e.result(node, "Reshape", [pooled, e.constant(node, "shape", [-1, x.shape[1]], "int64")])
-
-
-def _sum(e: Emission, node: Node) -> Value:
-    x, axes, keepdim = e.data(node, node.args[0]), numbers(node.args[1]), bool(node.args[2])
-    return e.result(node, "ReduceSum", [x, e.constant(node, "axes", axes, "int64")], keepdims=int(keepdim))
+def _embed(e: Emission, node: Node) -> Value:
+    table, x = e.data(node, node.args[1], 1), e.data(node, node.args[0])
+    return e.result(node, "Gather", [table, e.cast(x, "int64")], axis=0)
 
 
 def _pad(e: Emission, node: Node) -> Value:
@@ -252,15 +194,6 @@ def _getitem(e: Emission, node: Node) -> Value:
     return e.result(node, "Slice", [x, *(e.constant(node, what, v, "int64") for what, v in given.items())])
 
 
-def _begins_ends(pads: Sequence[tuple[int, int]], padding: Sequence[int]) -> list[int]:
-    """All begins, then all ends; what torch leaves over at the end of an axis, ONNX leaves over as well."""
-    return [*padding, *(max(end, p) for (_, end), p in zip(pads, padding))]
-
-
-def _spatial(x: Value, kernel: Sequence[int]) -> list[int]:
-    return [int(n) for n in x.shape[-len(kernel) :]]
-
-
 TABLE: dict[Callable[..., Any], Emit] = {
     F.linear: _linear,
     F.conv1d: _conv,
@@ -281,13 +214,9 @@ TABLE: dict[Callable[..., Any], Emit] = {
     F.leaky_relu: _leaky_relu,
     F.prelu: _prelu,
     lookup: _lookup,
-    F.avg_pool1d: _avg_pool,
-    F.avg_pool2d: _avg_pool,
-    F.max_pool1d: _max_pool,
-    F.max_pool2d: _max_pool,
-    torch.mean: _mean,
-    torch.sum: _sum,
-    torch.amax: _amax,
+    **POOLS,
+    embed: _embed,
+    upsample: _upsample,
     F.pad: _pad,
     torch.cat: _cat,
     torch.reshape: _reshape,

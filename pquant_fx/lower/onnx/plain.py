@@ -15,11 +15,13 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from pquant_fx.graph.analysis import FormatMap
+from pquant_fx.graph.means import scaled_pool
 from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx.emission import Emission, Layout, Target
 from pquant_fx.lower.onnx.graph import IR_VERSION, OPSET, Value, Version, write_model
 from pquant_fx.lower.onnx.names import parameter_name
-from pquant_fx.lower.onnx.ops import TABLE, pool_behind_pad
+from pquant_fx.lower.onnx.ops import TABLE
+from pquant_fx.lower.onnx.pools import pool_behind_pad
 from pquant_fx.lower.onnx.quant import data_quantizer
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PLAIN_TABLE", "plain_emission", "to_onnx"]
 
-_POOLS: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d)
+_POOLS: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d, scaled_pool)
 PLAIN_TABLE = TABLE | dict.fromkeys(_POOLS, pool_behind_pad)
 
 

@@ -13,7 +13,8 @@ from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.lower.extras import require
 from pquant_fx.lower.onnx.emission import Emission, Target
 from pquant_fx.lower.onnx.graph import IR_VERSION, OPSET, Version, write_model
-from pquant_fx.lower.onnx.ops import TABLE, mean_as_pool
+from pquant_fx.lower.onnx.ops import TABLE
+from pquant_fx.lower.onnx.pools import mean_as_pool
 from pquant_fx.lower.onnx.precision import float32_problems
 from pquant_fx.lower.onnx.qonnx_quant import OWN_DOMAIN, QUANT_DOMAIN, data_quantizer, parameter
 

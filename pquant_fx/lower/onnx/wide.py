@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from pquant_fx.graph.interval_arrays import pool_geometry, spread, turned, windows
+from pquant_fx.graph.means import scaled_pool
 from pquant_fx.lower.onnx.emission import Emission, numbers
 from pquant_fx.lower.onnx.graph import Value
 
@@ -81,9 +82,14 @@ def pool(e: Emission, node: Node) -> Value:
     flat = _reshape(e, node, "flat", data, [int(data.shape[1]), math.prod(image)])
     index = e.constant(node, "indices", picks, "int64")
     unfolded = e.step(node, "windows", "Gather", [flat, index], (*data.shape[:2], *picks.shape), axis=2)
-    what, reduce = ("max", "ReduceMax") if largest else ("mean", "ReduceMean")
-    more, given = e.reduced_over(node, [3])
-    reduced = e.step(node, what, reduce, [unfolded, *more], (*data.shape[:2], len(picks)), keepdims=0, **given)
+    out = (*data.shape[:2], len(picks))
+    if node.target is scaled_pool:
+        sums = e.step(node, "sums", "ReduceSum", [unfolded, e.constant(node, "last", [3], "int64")], out, keepdims=0)
+        reduced = e.step(node, "mean", "Mul", [sums, e.constant(node, "reciprocal", float(node.args[6]), x.dtype)], out)  # type: ignore[arg-type]
+    else:
+        what, reduce = ("max", "ReduceMax") if largest else ("mean", "ReduceMean")
+        more, given = e.reduced_over(node, [3])
+        reduced = e.step(node, what, reduce, [unfolded, *more], out, keepdims=0, **given)
     return e.result(node, "Reshape", [reduced, e.constant(node, "shape", [-1, *(int(n) for n in e.shape(node)[1:])], "int64")])
 
 
