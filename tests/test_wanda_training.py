@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import pquant_fx as pq
 from pquant_fx.config import WandaPruning
-from pquant_fx.errors import InputError, TrainingError
+from pquant_fx.errors import ConfigError, InputError, TrainingError
 from pquant_fx.graph.dialect import module_of
 from pquant_fx.prune import Member, WandaMask, collection_times
 from pquant_fx.train.pruning import masks_of
