@@ -75,7 +75,8 @@ class RtlTargets:
         return self.to_rtl(output_dir, x, **rtl).synthesize(flow, family, timeout, progress)
 
     def estimate(self, clock_period: float = 5.0, latency_cutoff: float | None = None, circuit: bool = False) -> Estimate:
-        """LUT, FF, DSP, BRAM and latency of the fully unrolled RTL with their spread, in milliseconds; every figure says where it is from.
+        """LUT, FF, DSP, BRAM and latency of the fully unrolled RTL (structure "flat") with their spread, in milliseconds; every figure
+        says where it is from.
 
         The default is a closed form with coefficients fitted on syntheses by yosys that are kept with this package. circuit=True builds
         alkaid's circuit (seconds) and reads its registers and cycles off it, its LUTs from its cost. Options as in `to_rtl`.

@@ -185,3 +185,21 @@ def test_tensors_and_nodes_of_any_name() -> None:
     assert np.array_equal(read(torch.from_numpy(given)).numpy(), expected)
     again = pq.from_qonnx(read.to_qonnx(strict=True))
     assert np.array_equal(again(torch.from_numpy(given)).numpy(), expected)
+
+
+def test_a_network_in_the_manner_of_qkeras_reaches_hls4ml() -> None:
+    """What tf2onnx makes of QConv2D, BatchNormalization, QActivation, MaxPooling2D, Flatten and QDense: channels last outside."""
+    from pquant_fx.lower.hls4ml.convert import check
+
+    file = ForeignFile()
+    x = file.quant(file.input("input_1", 4, 6, 6, 3), 8, 2.0**-5, name="q_activation")
+    first = batchnorm(file, file.node("Transpose", x, perm=[0, 3, 1, 2]))
+    relu = file.quant(file.node("Relu", first, name="relu"), 6, 0.25, signed=0, name="q_relu")
+    pooled = file.node("MaxPool", relu, kernel_shape=[2, 2], strides=[2, 2])
+    flat = file.node("Reshape", file.node("Transpose", pooled, perm=[0, 2, 3, 1]), file.constant("shape", [-1, 16], "int64"))
+    dense = file.node("MatMul", flat, weight(file, rng.normal(size=(16, 3)).round(2), 0.25, 5))
+    model = file.done(file.node("Add", dense, weight(file, np.array([0.5, -1.0, 0.25]), 0.25, 5), name="q_dense"))
+    read = pq.from_qonnx(model)
+    given = stress_values((4, 6, 6, 3), 5, 4.0)
+    assert np.array_equal(read(torch.from_numpy(given)).numpy(), run_cleaned(model, given)[0])
+    assert check(read.to_qonnx(strict=True)) == []

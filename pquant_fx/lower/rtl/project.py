@@ -73,13 +73,13 @@ class RtlProject:
         """The files that simulate and synthesise, without the wrapper of even widths."""
         return _sources(self.path, self.settings.flavor)
 
-    def simulate(self, x: Sequence[Any] | None = None, samples: int = 20, tools: Sequence[str] | None = None) -> RtlReport:
-        """Run the RTL on the first `samples` of x (one array an input, samples first; without x: on samples that reach the corners
+    def simulate(self, x: Any = None, samples: int = 20, tools: Sequence[str] | None = None) -> RtlReport:
+        """Run the RTL on the first `samples` of x (an array, or one an input, samples first; without x: on samples that reach the corners
         of the formats) and compare every bit with our interpreter. tools: simulators, by default every one that is installed.
 
         Raises ConfigError (PQ405) for an unknown simulator, ExtraMissingError (PQ503) for a named one that is missing.
         """
-        return compared(self, x, samples, tools)
+        return compared(self, [x] if hasattr(x, "shape") else x, samples, tools)
 
     def synthesize(self, flow: str = "yosys", family: str = "xcup", timeout: float | None = None, progress: bool = True) -> Synthesis:
         """LUTs, flip-flops, carry chains, DSPs and logic depth by an open tool; a design that was synthesised before is read back.
