@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pquant_fx.graph.observers import Diff, Dump, Timing
     from pquant_fx.graph.passes import Pass, Pipeline, rewrite
     from pquant_fx.graph.rewriter import Rewriter
+    from pquant_fx.lower.hls4ml.reports import SynthesisReports, read_reports
     from pquant_fx.lower.verify import VerifyReport
     from pquant_fx.passes import default_pipeline
     from pquant_fx.quantize import (
@@ -85,6 +86,7 @@ _HOME = {
     "graph.observers": "Diff Dump Timing",
     "graph.passes": "Pass Pipeline rewrite",
     "graph.rewriter": "Rewriter",
+    "lower.hls4ml.reports": "SynthesisReports read_reports",
     "lower.verify": "VerifyReport",
     "passes": "default_pipeline",
     "quantize": _QUANTIZERS,
@@ -136,6 +138,7 @@ __all__ = [
     "Problem",
     "Quantizer",
     "Rewriter",
+    "SynthesisReports",
     "TQTData",
     "TQTWeight",
     "Timing",
@@ -156,6 +159,7 @@ __all__ = [
     "p_norm_decay",
     "param_groups",
     "prune_by_wanda",
+    "read_reports",
     "resume",
     "rewrite",
     "save",

@@ -149,7 +149,8 @@ def _qonnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
 def _hls4ml_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
     from pquant_fx.lower.hls4ml.convert import check as check_hls4ml
 
-    return tuple(check_hls4ml(compiled.freeze().to_qonnx()))
+    frozen = compiled.freeze()
+    return tuple(check_hls4ml(frozen.to_qonnx(), **frozen.hls4ml_options()))
 
 
 _TARGETS = {"integer": _integer_problems, "onnx": _onnx_problems, "qonnx": _qonnx_problems, "hls4ml": _hls4ml_problems}

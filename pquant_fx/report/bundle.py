@@ -25,6 +25,7 @@ from pquant_fx.estimate import Ebops, join_costs
 from pquant_fx.files import owned_directory, write_atomically
 from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.graph.rewriter import notes_of
+from pquant_fx.lower.hls4ml.project import settle
 from pquant_fx.report.page import Report, Section
 from pquant_fx.report.tables import graph_table
 
@@ -85,14 +86,8 @@ def bundle(
         write_atomically(made / "report.html", report.to_html().encode())
         if hls4ml:
             frozen.to_hls4ml(made / "hls4ml")
-            _settle(made, Path(path).absolute())
+            settle(made / "hls4ml", made, Path(path).absolute())
     return Path(path)
-
-
-def _settle(made: Path, final: Path) -> None:
-    """hls4ml notes where its project lies: let that be the place where the bundle will be."""
-    for file in (made / "hls4ml").glob("*.yml"):
-        file.write_text(file.read_text().replace(str(made), str(final)))
 
 
 def _golden(frozen: Frozen, inputs: Mapping[str, Tensor]) -> bytes:
