@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pquant_fx.graph.passes import Pass, Pipeline, rewrite
     from pquant_fx.graph.rewriter import Rewriter
     from pquant_fx.imported import from_qonnx
+    from pquant_fx.lower.hls4ml.reports import SynthesisReports, read_reports
     from pquant_fx.lower.verify import VerifyReport
     from pquant_fx.passes import default_pipeline
     from pquant_fx.quantize import (
@@ -87,6 +88,7 @@ _HOME = {
     "graph.passes": "Pass Pipeline rewrite",
     "graph.rewriter": "Rewriter",
     "imported": "from_qonnx",
+    "lower.hls4ml.reports": "SynthesisReports read_reports",
     "lower.verify": "VerifyReport",
     "passes": "default_pipeline",
     "quantize": _QUANTIZERS,
@@ -138,6 +140,7 @@ __all__ = [
     "Problem",
     "Quantizer",
     "Rewriter",
+    "SynthesisReports",
     "TQTData",
     "TQTWeight",
     "Timing",
@@ -159,6 +162,7 @@ __all__ = [
     "p_norm_decay",
     "param_groups",
     "prune_by_wanda",
+    "read_reports",
     "resume",
     "rewrite",
     "save",

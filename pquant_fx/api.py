@@ -105,15 +105,16 @@ def check(
     target: str = "hls4ml",
     *,
     config: ConfigLike = "fixed8",
-    io_type: str = "io_parallel",
+    io_type: str | None = None,
 ) -> CheckReport:
     """List everything that would stop `model` on its way to `target`; changes nothing.
 
     target: "integer", "onnx", "qcdq", "qonnx", "finn", "hls4ml" or "rtl".
-    io_type: what hls4ml shall build, "io_parallel" or "io_stream".
+    io_type: what hls4ml shall build, "io_parallel" or "io_stream"; None: as the configuration's section `target` says.
     Raises ConfigError (PQ405) for an unknown target or io_type; what the model does wrong is reported, not raised.
     """
-    require_options(io_type)
+    if io_type is not None:
+        require_options(io_type)
     if target not in _TARGETS:
         raise ConfigError(Problem("PQ405", f"there is no target '{target}'", f"targets: {', '.join(_TARGETS)}"))
     try:
@@ -142,27 +143,27 @@ def _examples(model: nn.Module, config: Config, given: Any) -> ExampleInputs:
     return example_inputs(model, given, {name: one.shape for name, one in config.inputs.items() if one.shape is not None})
 
 
-def _integer_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
+def _integer_problems(compiled: CompiledModel, io_type: str | None) -> tuple[Problem, ...]:
     compiled.freeze()
     return ()
 
 
-def _onnx_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
+def _onnx_problems(compiled: CompiledModel, io_type: str | None) -> tuple[Problem, ...]:
     compiled.freeze().to_onnx()
     return ()
 
 
-def _qcdq_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
+def _qcdq_problems(compiled: CompiledModel, io_type: str | None) -> tuple[Problem, ...]:
     compiled.freeze().to_qcdq(opset=21)
     return ()
 
 
-def _finn_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
+def _finn_problems(compiled: CompiledModel, io_type: str | None) -> tuple[Problem, ...]:
     compiled.freeze().to_finn()
     return ()
 
 
-def _rtl_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
+def _rtl_problems(compiled: CompiledModel, io_type: str | None) -> tuple[Problem, ...]:
     from pquant_fx.lower.rtl.circuit import build_circuit
 
     frozen = compiled.freeze()
@@ -170,15 +171,16 @@ def _rtl_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
     return ()
 
 
-def _qonnx_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
+def _qonnx_problems(compiled: CompiledModel, io_type: str | None) -> tuple[Problem, ...]:
     compiled.freeze().to_qonnx()
     return ()
 
 
-def _hls4ml_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
+def _hls4ml_problems(compiled: CompiledModel, io_type: str | None) -> tuple[Problem, ...]:
     from pquant_fx.lower.hls4ml.convert import check as check_hls4ml
 
-    return tuple(check_hls4ml(compiled.freeze().to_qonnx(), io_type))
+    frozen = compiled.freeze()
+    return tuple(check_hls4ml(frozen.to_qonnx(), **frozen.hls4ml_options(io_type=io_type)))
 
 
 _TARGETS = {

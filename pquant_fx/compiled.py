@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pquant_fx.errors import Problem as Note
     from pquant_fx.estimate import Ebops, EbopsPlan
     from pquant_fx.frozen import FrozenModel
+    from pquant_fx.frozen_target import LayerTypes
     from pquant_fx.train.events import EpochEnd
     from pquant_fx.train.history import History
 
@@ -218,6 +219,11 @@ class CompiledModel(nn.Module):
         from pquant_fx.passes.settings import parallelism
 
         return {"sign": self.config.quantization_parameters.ebops_sign, "parallel": parallelism(self.config, self.graph_module)}
+
+    def _types(self) -> LayerTypes:
+        from pquant_fx.frozen_target import layer_types
+
+        return layer_types(self.graph_module)
 
     @property
     def fingerprint(self) -> str:

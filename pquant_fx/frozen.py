@@ -16,6 +16,7 @@ from pquant_fx.compiled import CompiledModel
 from pquant_fx.errors import InputError, LoweringError, Problem
 from pquant_fx.frozen_onnx import OnnxTargets
 from pquant_fx.frozen_rtl import RtlTargets
+from pquant_fx.frozen_target import LayerTypes, hls4ml_options
 from pquant_fx.graph.analysis import FormatMap, analyse
 from pquant_fx.graph.copies import copy_graph_module
 from pquant_fx.graph.dialect import Quantizer, attribute_at, module_of
@@ -106,6 +107,7 @@ class Origin(Protocol):
     @property
     def _inputs(self) -> Mapping[str, InputSpec]: ...
     def _counting(self) -> dict[str, Any]: ...
+    def _types(self) -> LayerTypes: ...
 
 
 class FrozenModel(OnnxTargets, RtlTargets, nn.Module):
@@ -128,6 +130,7 @@ class FrozenModel(OnnxTargets, RtlTargets, nn.Module):
         self.graph_module = gm.to(self.dtype)
         self._inputs = dict(origin._inputs)
         self._counting = origin._counting()
+        self._types = origin._types()
         self._double: GraphModule | None = None
         self._projects: dict[str, HlsProject] = {}
         super().train(False)
@@ -163,22 +166,33 @@ class FrozenModel(OnnxTargets, RtlTargets, nn.Module):
     def to_hls4ml(
         self,
         output_dir: str | PathLike[str],
-        backend: str = "Vitis",
-        io_type: str = "io_parallel",
-        part: str = "xcvu13p-flga2577-2-e",
-        clock_period: float = 5,
+        backend: str | None = None,
+        io_type: str | None = None,
+        part: str | None = None,
+        clock_period: float | None = None,
         overwrite: bool = False,
+        *,
+        strategy: str | None = None,
+        reuse_factor: int | None = None,
+        layers: Mapping[str, Any] | None = None,
+        fifo_depths: str | None = None,
     ) -> HlsProject:
-        """Write an hls4ml project, through the QONNX file. clock_period in ns.
+        """Write an hls4ml project, through the QONNX file. What is not given is as in the configuration's section `target`.
 
+        clock_period in ns; layers: pattern of module paths or types -> {strategy, reuse_factor}, after the configuration's rules.
         A directory that we wrote may be replaced with overwrite=True, any other is refused (OutputError PQ506).
-        Raises LoweringError (PQ2xx) with every node that hls4ml can not compute exactly.
+        Raises LoweringError (PQ2xx, PQ4xx) with every node that hls4ml can not compute exactly or as asked, ConfigError (PQ402,
+        PQ405, PQ407) for settings that do not exist.
         """
         from pquant_fx.lower.hls4ml.convert import to_hls4ml
 
-        return to_hls4ml(
-            self.to_qonnx(), output_dir, backend=backend, io_type=io_type, part=part, clock_period=clock_period, overwrite=overwrite
-        )
+        given: dict[str, Any] = {"backend": backend, "io_type": io_type, "part": part, "clock_period": clock_period}
+        given |= {"strategy": strategy, "reuse_factor": reuse_factor, "layers": layers, "fifo_depths": fifo_depths}
+        return to_hls4ml(self.to_qonnx(), output_dir, overwrite=overwrite, **self.hls4ml_options(**given))
+
+    def hls4ml_options(self, **given: Any) -> dict[str, Any]:
+        """What `to_hls4ml` with these arguments asks of the converter: the section `target`, with its patterns as ONNX nodes."""
+        return hls4ml_options(self.graph_module, self.config.target, self._types, given)
 
     def verify(self, x: Any, targets: tuple[str, ...] = TARGETS, io_type: str = "io_parallel", *, stress: int = 32) -> VerifyReport:
         """Run the engines on real samples and compare every output bit with torch's. Never raises on a difference, but names the

@@ -13,7 +13,9 @@ from pquant_fx.config import Config, load_config
 from pquant_fx.errors import ConfigError, LoweringError, Problem
 from pquant_fx.formats import FixedFormat
 from pquant_fx.frozen import FrozenModel
+from pquant_fx.frozen_target import LayerTypes
 from pquant_fx.graph.analysis import analyse
+from pquant_fx.graph.dialect import op_of
 from pquant_fx.graph.info import info, set_info
 from pquant_fx.graph.inputs import InputSpec, input_specs
 from pquant_fx.graph.rewriter import Rewriter
@@ -53,7 +55,7 @@ def from_qonnx(model: onnx.ModelProto | str | os.PathLike[str], *, inputs: Mappi
     problems = unsupported(gm, formats=formats)
     if problems:
         raise LoweringError(problems)
-    return FrozenModel(gm, formats, _Origin(load_config("float"), input_specs(gm)))
+    return FrozenModel(gm, formats, _Origin(load_config("float"), input_specs(gm), _layers(gm)))
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Origin:
 
     config: Config
     _inputs: Mapping[str, InputSpec]
+    _layers: LayerTypes
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -69,6 +72,14 @@ class _Origin:
 
     def _counting(self) -> dict[str, Any]:
         return {"sign": self.config.quantization_parameters.ebops_sign, "parallel": {}}
+
+    def _types(self) -> LayerTypes:
+        return self._layers
+
+
+def _layers(gm: GraphModule) -> LayerTypes:
+    """Rules name the nodes of a file, or operators."""
+    return {(info(n).path or n.name, info(n).site): op.name for n in gm.graph.nodes if (op := op_of(n)) is not None}
 
 
 def _quantize_inputs(gm: GraphModule, formats: Mapping[str, str | FixedFormat]) -> None:

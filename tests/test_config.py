@@ -62,10 +62,8 @@ def test_a_method_of_a_later_version_is_read_and_waits_when_enabled(method: str)
     [
         ("budget", "cost", 1000),
         ("budget", "lut", 1000),
-        ("target", "strategy", "Resource"),
-        ("target", "reuse_factor", 4),
         ("target", "name", "rtl"),
-        ("target", "backend", "Quartus"),
+        ("target", "backend", "Libero"),
     ],
 )
 def test_a_feature_of_a_later_version_is_refused_only_when_active(section: str, key: str, value: Any) -> None:

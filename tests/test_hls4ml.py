@@ -128,7 +128,7 @@ def test_dynamic_shapes_and_wrong_options_are_refused(tmp_path: Path) -> None:
     model = small()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
     assert [p.code for p in check(model)] == ["PQ202"]
-    for code, wrong in (("PQ405", {"backend": "Quartus"}), ("PQ405", {"io_type": "io_serial"}), ("PQ407", {"clock_period": -5})):
+    for code, wrong in (("PQ405", {"backend": "Libero"}), ("PQ405", {"io_type": "io_serial"}), ("PQ407", {"clock_period": -5})):
         with pytest.raises(ConfigError, match=code):
             to_hls4ml(small(), tmp_path / "project", **wrong)  # type: ignore[arg-type]
 

@@ -83,6 +83,8 @@ def compile_(
     input: InputOption = None,
     set_: SetOption = None,
     hls4ml: Annotated[bool, typer.Option("--hls4ml/--no-hls4ml", help="Write the hls4ml project too.")] = True,
+    strategy: Annotated[str | None, typer.Option(help="How hls4ml multiplies, for --set target.strategy=...")] = None,
+    reuse_factor: Annotated[int | None, typer.Option(help="Products that share a multiplier, for --set target.reuse_factor=...")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle in that directory.")] = False,
     json: Json = False,
 ) -> None:
@@ -95,6 +97,7 @@ def compile_(
 
     sections = []
     settings = list(set_ or []) + ([f"training_parameters.epochs={epochs}"] if epochs else [])
+    settings += [f"target.{key}={value}" for key, value in (("strategy", strategy), ("reuse_factor", reuse_factor)) if value is not None]
     with aside():
         compiled, golden, samples = compiled_model(model, config, settings, input_shape, input or [], data)
         if epochs:

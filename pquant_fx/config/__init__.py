@@ -1,7 +1,7 @@
 """Configuration: a strict schema of the YAML files, presets, and rules per layer."""
 
 from pquant_fx.config.hgq import Beta, BetaController, BetaPoint
-from pquant_fx.config.interface import Budget, Calibration, InputSettings, JoinPolicy, Joins, OutputSettings, Target
+from pquant_fx.config.interface import Budget, Calibration, InputSettings, JoinPolicy, Joins, OutputSettings
 from pquant_fx.config.kinds import DataGranularity, DataQuantizer, EbopsSign, Granularity, WeightQuantizer, WeightRange
 from pquant_fx.config.layer_settings import LayerSettings
 from pquant_fx.config.layer_specific import DataPlace, LayerSpecific, StaticFormat
@@ -24,6 +24,7 @@ from pquant_fx.config.quantization import QuantizationParameters
 from pquant_fx.config.root import Config, InterfaceFormat
 from pquant_fx.config.rules import LayerRule
 from pquant_fx.config.search import FITCompressParameters, HPOParameters
+from pquant_fx.config.target import Target, TargetLayer
 from pquant_fx.config.training import TrainingParameters
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "QuantizationParameters",
     "StaticFormat",
     "Target",
+    "TargetLayer",
     "ThresholdType",
     "TrainingParameters",
     "WandaPruning",

@@ -1,4 +1,4 @@
-"""Sections of ours around the network: its inputs and outputs, joins, calibration, budget and target."""
+"""Sections of ours around the network: its inputs and outputs, joins, calibration and budget."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pquant_fx.config.section import Amount, FormatText, Fraction, Number, Section, Whole, later, not_yet, refuse
+from pquant_fx.config.section import Amount, FormatText, Fraction, Number, Section, Whole, later, refuse
 
-__all__ = ["Budget", "Calibration", "InputSettings", "JoinPolicy", "Joins", "OutputSettings", "Target"]
+__all__ = ["Budget", "Calibration", "InputSettings", "JoinPolicy", "Joins", "OutputSettings"]
 
 JoinPolicy = Literal["align", "shared", "requant"]
 CalibrationMethod = Literal["minmax", "ema", "percentile", "mse", "kl"]
@@ -81,18 +81,3 @@ class Budget(Section):
             what = f"{self.start_fraction} is not before end_fraction {self.end_fraction}"
             raise refuse(("PQ407", "start_fraction", what, "let the limit come down before it has to hold"))
         return self
-
-
-class Target(Section):
-    """What the network is compiled for. `clock_period` in nanoseconds."""
-
-    name: Annotated[Literal["hls4ml", "qonnx", "onnx", "rtl"], not_yet("rtl", remedy="use 'hls4ml'")] = "hls4ml"
-    backend: Annotated[
-        Literal["Vitis", "Vivado", "Quartus", "oneAPI", "Catapult", "Libero"],
-        not_yet("Quartus", "oneAPI", "Catapult", "Libero", remedy="use 'Vitis'"),
-    ] = "Vitis"
-    io_type: Literal["io_parallel", "io_stream"] = "io_parallel"
-    part: str = "xcvu13p-flga2577-2-e"
-    clock_period: Annotated[Number, Field(gt=0)] = 5.0
-    strategy: Annotated[Literal["Latency", "Resource", "Distributed_Arithmetic"], later("Latency", "leave it at 'Latency'")] = "Latency"
-    reuse_factor: Annotated[Size, later(1, "leave it at 1: every multiplication has its own circuit")] = 1

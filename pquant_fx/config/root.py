@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError, field_validator, model_validato
 from pquant_fx.config.explain import explain
 from pquant_fx.config.hgq import BetaController
 from pquant_fx.config.ignored import set_aside, why_ignored
-from pquant_fx.config.interface import Budget, Calibration, InputSettings, JoinPolicy, Joins, OutputSettings, Target
+from pquant_fx.config.interface import Budget, Calibration, InputSettings, JoinPolicy, Joins, OutputSettings
 from pquant_fx.config.layer_settings import LayerSettings
 from pquant_fx.config.notes import learns_bits, notes, pending
 from pquant_fx.config.patterns import Known, Pattern, unmatched
@@ -22,6 +22,7 @@ from pquant_fx.config.rule_book import RuleBook
 from pquant_fx.config.rules import LayerRule, Update, specific_update
 from pquant_fx.config.search import FITCompressParameters, HPOParameters
 from pquant_fx.config.section import Finding, Section, refuse
+from pquant_fx.config.target import Target
 from pquant_fx.config.training import TrainingParameters
 from pquant_fx.config.yaml_text import to_text
 from pquant_fx.errors import Problem
@@ -117,7 +118,7 @@ class Config(Section):
         return found
 
     def _order(self) -> list[list[str]]:
-        return [list(self.layers), list(self.quantization_parameters.layer_specific), list(self.joins.layers)]
+        return [list(self.layers), list(self.quantization_parameters.layer_specific), list(self.joins.layers), list(self.target.layers)]
 
     @cached_property
     def _book(self) -> RuleBook:
@@ -213,6 +214,7 @@ class Config(Section):
             *unmatched("quantization_parameters.layer_specific", self.quantization_parameters.layer_specific, places),
             *unmatched("pruning_parameters.disable_pruning_for_layers", self.pruning_parameters.disable_pruning_for_layers, places),
             *unmatched("joins.layers", self.joins.layers, places),
+            *unmatched("target.layers", self.target.layers, places),
         )
 
     def unmatched_interfaces(self, inputs: Iterable[str], outputs: Iterable[str] = ()) -> tuple[Problem, ...]:

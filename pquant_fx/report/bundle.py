@@ -26,6 +26,7 @@ from pquant_fx.estimate import Ebops, join_costs
 from pquant_fx.files import owned_directory, write_atomically
 from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.graph.rewriter import notes_of
+from pquant_fx.lower.hls4ml.project import settle
 from pquant_fx.lower.stress import input_formats, stress_samples
 from pquant_fx.report.certificate import NAME, certificate
 from pquant_fx.report.page import Report, Section
@@ -90,15 +91,9 @@ def bundle(
         write_atomically(made / "report.html", report.to_html().encode())
         if hls4ml:
             frozen.to_hls4ml(made / "hls4ml")
-            _settle(made, Path(path).absolute())
+            settle(made / "hls4ml", made, Path(path).absolute())
         write_atomically(made / NAME, certificate(made, title, gm, frozen.formats))
     return Path(path)
-
-
-def _settle(made: Path, final: Path) -> None:
-    """hls4ml notes where its project lies: let that be the place where the bundle will be."""
-    for file in (made / "hls4ml").glob("*.yml"):
-        file.write_text(file.read_text().replace(str(made), str(final)))
 
 
 def _golden(frozen: Frozen, inputs: Mapping[str, Tensor]) -> bytes:

@@ -69,13 +69,16 @@ class Stored:
 
 @dataclass
 class Plan:
-    """What hls4ml is given, and how the host talks to it. types: layer -> {result, accum, weight, bias, scale}."""
+    """What hls4ml is given, and how the host talks to it. types: layer -> {result, accum, weight, bias, scale};
+    sources: layer -> the ONNX node that it comes from.
+    """
 
     layers: list[dict[str, Any]] = field(default_factory=list)
     types: dict[str, dict[str, str]] = field(default_factory=dict)
     inputs: list[tuple[str, str, Shape, Ints]] = field(default_factory=list)
     ports: dict[str, Port] = field(default_factory=dict)
     outputs: list[tuple[str, Stored]] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Builder:
@@ -95,6 +98,7 @@ class Builder:
         """Append a layer named after the operation's node (and `part`); returns the name."""
         name = self._unique(op.name + part)
         given = {"inputs": [value.layer for value in inputs]} if inputs else {}
+        self.plan.sources[name] = op.name
         self.plan.layers.append({"name": name, "class_name": class_name, **given, **attributes})
         self.plan.types[name] = {"result": result if isinstance(result, str) else hls_type(result.format), **(types or {})}
         return name

@@ -9,34 +9,51 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pquant_fx.errors import ExtraMissingError, LoweringError, OutputError, Place, Problem
+from pquant_fx.errors import ExtraMissingError, LoweringError, OutputError, Problem
 from pquant_fx.files import owned_directory
+from pquant_fx.lower.hls4ml.backends import OPEN_HEADERS
 from pquant_fx.lower.hls4ml.builder import Plan, Stored
-from pquant_fx.lower.hls4ml.casts import register_casts
-from pquant_fx.lower.hls4ml.copies import register_copies
+from pquant_fx.lower.hls4ml.model_graph import PROJECT, check_kept, model_graph
 from pquant_fx.lower.hls4ml.net import Array
+from pquant_fx.lower.hls4ml.options import LayerOptions, Options
+from pquant_fx.lower.hls4ml.reports import SynthesisReports, read_reports
+from pquant_fx.lower.hls4ml.strategies import plan_strategies, require_distributed_arithmetic
+from pquant_fx.lower.hls4ml.stream_layers import set_fifo_depths
 
-__all__ = ["HlsProject", "write_project"]
+__all__ = ["HlsProject", "settle", "write_project"]
 
-PROJECT = "net"
-_TOOLS = {"Vitis": ("vitis-run", "vitis_hls"), "Vivado": ("vivado_hls",)}
+_TOOLS = {
+    "Vitis": ("vitis-run", "vitis_hls"), "Vivado": ("vivado_hls",), "Catapult": ("catapult",), "oneAPI": ("icpx",), "Quartus": ("i++",),
+}  # fmt: skip
 
 
 class HlsProject:
-    """An hls4ml project on disk. `path`: its directory; `model_graph`: hls4ml's own object."""
+    """An hls4ml project on disk. `path`: its directory; `model_graph`: hls4ml's own object.
 
-    def __init__(self, path: Path, model_graph: Any, plan: Plan, backend: str) -> None:
-        self.path = path
-        self.model_graph = model_graph
+    layers: layer with weights -> strategy and reuse factor; notes: where a general setting was adapted to a layer;
+    fifo_depths: stream -> depth that was computed, empty where hls4ml's own stand (io_parallel, or a backend without).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model_graph: Any,
+        plan: Plan,
+        options: Options,
+        layers: Mapping[str, LayerOptions],
+        notes: tuple[Problem, ...],
+        fifo_depths: Mapping[str, int],
+    ) -> None:
+        self.path, self.model_graph, self.options = path, model_graph, options
+        self.layers, self.notes, self.fifo_depths = layers, notes, fifo_depths
         self._plan = plan
-        self._backend = backend
         self._library: ctypes.CDLL | None = None
 
     def compile(self, optimize: bool = False) -> HlsProject:
@@ -44,12 +61,15 @@ class HlsProject:
 
         Raises ExtraMissingError (PQ503) without g++, LoweringError (PQ509) with the compiler's message when it refuses the project.
         """
+        if self.options.backend not in OPEN_HEADERS:
+            what = f"C simulation of {self.options.backend} needs the vendor's headers and compiler, which hls4ml does not bring along"
+            raise ExtraMissingError(Problem("PQ503", what, f"compile {self.path} where they are, or choose {' or '.join(OPEN_HEADERS)}"))
         if shutil.which("g++") is None:
             what, remedy = "hls4ml's C simulation needs the compiler g++", "install it, for example: apt-get install g++"
             raise ExtraMissingError(Problem("PQ503", what, remedy))
         script = self.path / "build_lib.sh"
         text = _in_parallel(script.read_text(encoding="utf-8")).replace("-O3", "-O3" if optimize else "-O1")
-        done = subprocess.run(["bash", "-c", text, str(script)], cwd=self.path, capture_output=True, text=True, check=False)
+        done = subprocess.run(["bash", "-e", "-c", text, str(script)], cwd=self.path, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise LoweringError(Problem("PQ509", f"g++ refuses the project: {' | '.join(lines[:3])}", f"look at {self.path} and report it"))
@@ -100,12 +120,16 @@ class HlsProject:
 
         Raises ExtraMissingError (PQ503) when the tool is not on PATH.
         """
-        tools = _TOOLS.get(self._backend, ())
-        if tools and not any(shutil.which(tool) for tool in tools):
-            what = f"synthesis with the backend {self._backend} needs the vendor tool {' or '.join(tools)}, which is not on PATH"
+        tools = _TOOLS[self.options.backend]
+        if not any(shutil.which(tool) for tool in tools):
+            what = f"synthesis with the backend {self.options.backend} needs the vendor tool {' or '.join(tools)}, which is not on PATH"
             raise ExtraMissingError(Problem("PQ503", what, "source the tool's settings64.sh first; compile() and predict() need only g++"))
         with _inside(Path.cwd()):
             return self.model_graph.build(**options)
+
+    def reports(self) -> SynthesisReports:
+        """What the vendor's tools wrote into the project. Raises InputError (PQ503) when nothing whole is there: see `read_reports`."""
+        return read_reports(self.path)
 
 
 def _in_parallel(script: str) -> str:
@@ -114,6 +138,14 @@ def _in_parallel(script: str) -> str:
     if first not in script or second not in script:
         return script
     return script.replace(first, first.rstrip() + " & first=$!\n").replace(second, second + "wait $first\n")
+
+
+def settle(folder: Path, before: Path, after: Path) -> None:
+    """hls4ml notes where its project lies, in its configuration and for some backends in the sources: `after` instead of `before`."""
+    for file in (path for path in folder.rglob("*") if path.suffix in (".yml", ".h", ".cpp", ".tcl", ".sh")):
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        if str(before) in text:
+            file.write_text(text.replace(str(before), str(after)), encoding="utf-8", errors="surrogateescape")
 
 
 def _restored(rows: Array, value: Stored) -> Array:
@@ -141,70 +173,26 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def write_project(
-    plan: Plan, output_dir: str | os.PathLike[str], *, backend: str, io_type: str, part: str, clock_period: float, overwrite: bool
-) -> HlsProject:
+def write_project(plan: Plan, output_dir: str | os.PathLike[str], options: Options, overwrite: bool = False) -> HlsProject:
     """Hand the plan to hls4ml and write its project, whole or not at all.
 
-    Raises OutputError (PQ505, PQ506), ExtraMissingError (PQ503) without hls4ml, LoweringError (PQ509) when hls4ml fails on the plan
-    or changes one of its types.
+    Raises LoweringError with every strategy or reuse factor of a single layer that it can not have (PQ402, PQ405, PQ407);
+    OutputError (PQ505, PQ506), ExtraMissingError (PQ503) without hls4ml or da4ml, LoweringError (PQ509) when hls4ml fails on the
+    plan or changes one of its types.
     """
+    chosen, problems, notes = plan_strategies(plan, options)
+    if problems:
+        raise LoweringError(problems)
+    require_distributed_arithmetic(chosen.values())
     target = Path(output_dir).absolute()
     with owned_directory(target, overwrite) as place, quiet():
-        graph = _graph(plan, place, backend, io_type, part, clock_period)
-        _check_types(graph, plan)
+        graph = model_graph(plan, place, options, chosen)
+        check_kept(graph, plan, chosen)
+        depths = set_fifo_depths(graph, options)
         try:
             graph.write()
         except OSError as error:
             raise OutputError(Problem("PQ505", f"can not write '{place}': {error}", "choose a writable place with free space")) from error
-        config = place / "hls4ml_config.yml"
-        config.write_text(config.read_text(encoding="utf-8").replace(str(place), str(target)), encoding="utf-8")
+        settle(place, place, target)
         graph.config.config["OutputDir"] = str(target)
-    return HlsProject(target, graph, plan, backend)
-
-
-def _graph(plan: Plan, place: Path, backend: str, io_type: str, part: str, clock_period: float) -> Any:
-    try:
-        import hls4ml
-        from hls4ml.model.graph import ModelGraph
-    except ImportError as error:
-        raise ExtraMissingError(Problem("PQ503", "the package hls4ml is not installed", "pip install 'hls4ml>=1.3,<1.4'")) from error
-    config = hls4ml.converters.create_config(
-        output_dir=str(place), project_name=PROJECT, backend=backend, io_type=io_type, part=part, clock_period=clock_period
-    )
-    config["HLSConfig"] = {
-        "Model": {
-            "Precision": {"default": "fixed<16,6>"}, "ReuseFactor": 1, "Strategy": "Latency",
-            "BitExact": False, "BramFactor": 10**9, "TraceOutput": False,
-        },
-        "LayerName": {name: {"Precision": dict(types)} for name, types in plan.types.items()},
-    }  # fmt: skip
-    config["InputData"] = config["OutputPredictions"] = None
-    outputs = list(dict.fromkeys(value.layer for _, value in plan.outputs))
-    register_casts()
-    register_copies()
-    try:
-        return ModelGraph.from_layer_list(config, plan.layers, [layer for _, layer, _, _ in plan.inputs], outputs)
-    except Exception as error:  # hls4ml raises bare Exceptions; whatever it is, the user gets one kind of error
-        raise LoweringError(
-            Problem("PQ509", f"hls4ml fails on the model: {type(error).__name__}: {error}", "report it with the QONNX file")
-        ) from error
-
-
-def _check_types(graph: Any, plan: Plan) -> None:
-    """Every layer of the plan that is still there has the types that were asked for."""
-    problems = []
-    for layer in graph.graph.values():
-        for what, asked in plan.types.get(layer.name, {}).items():
-            found = layer.get_output_variable().type if what == "result" else layer.get_attr(f"{what}_t")
-            if _plain(str(found.precision)) != _plain(asked):
-                text = f"hls4ml changed the {what} type from {asked} to {found.precision}"
-                problems.append(Problem("PQ509", text, "report it with the QONNX file", Place(node=layer.name)))
-    if problems:
-        raise LoweringError(problems)
-
-
-def _plain(text: str) -> tuple[str, ...]:
-    """(u)fixed<W,I,rounding,overflow> however it is written."""
-    kind, _, rest = text.replace("ap_", "").replace("AP_", "").replace(" ", "").partition("<")
-    return (kind, *rest.rstrip(">").split(",")[:4])
+    return HlsProject(target, graph, plan, options, chosen, tuple(notes), depths)
