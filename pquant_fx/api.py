@@ -19,6 +19,7 @@ from pquant_fx.example_inputs import ExampleInputs, example_inputs
 from pquant_fx.graph.decisions import replay
 from pquant_fx.graph.passes import Pipeline
 from pquant_fx.graph.rewriter import notes_of
+from pquant_fx.lower.hls4ml.options import require_options
 from pquant_fx.passes import default_pipeline
 from pquant_fx.passes.insert_quantizers import output_names
 from pquant_fx.passes.propagate_shapes import propagate_shapes
@@ -98,17 +99,26 @@ class CheckReport:
         return "\n".join(str(p) for p in self.problems) or "nothing stands in the way"
 
 
-def check(model: nn.Module, example_inputs: Any = None, target: str = "hls4ml", *, config: ConfigLike = "fixed8") -> CheckReport:
+def check(
+    model: nn.Module,
+    example_inputs: Any = None,
+    target: str = "hls4ml",
+    *,
+    config: ConfigLike = "fixed8",
+    io_type: str = "io_parallel",
+) -> CheckReport:
     """List everything that would stop `model` on its way to `target` ("integer", "onnx", "qonnx" or "hls4ml"); changes nothing.
 
-    Raises ConfigError (PQ405) for an unknown target; what the model does wrong is reported, not raised.
+    io_type: what hls4ml shall build, "io_parallel" or "io_stream".
+    Raises ConfigError (PQ405) for an unknown target or io_type; what the model does wrong is reported, not raised.
     """
+    require_options(io_type)
     if target not in _TARGETS:
         raise ConfigError(Problem("PQ405", f"there is no target '{target}'", f"targets: {', '.join(_TARGETS)}"))
     try:
         compiled = compile(model, config, example_inputs)
         notes = compiled.notes
-        return CheckReport((*notes, *_TARGETS[target](compiled)))
+        return CheckReport((*notes, *_TARGETS[target](compiled, io_type)))
     except PQuantError as error:
         return CheckReport(error.problems)
 
@@ -131,25 +141,25 @@ def _examples(model: nn.Module, config: Config, given: Any) -> ExampleInputs:
     return example_inputs(model, given, {name: one.shape for name, one in config.inputs.items() if one.shape is not None})
 
 
-def _integer_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+def _integer_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
     compiled.freeze()
     return ()
 
 
-def _onnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+def _onnx_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
     compiled.freeze().to_onnx()
     return ()
 
 
-def _qonnx_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+def _qonnx_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
     compiled.freeze().to_qonnx()
     return ()
 
 
-def _hls4ml_problems(compiled: CompiledModel) -> tuple[Problem, ...]:
+def _hls4ml_problems(compiled: CompiledModel, io_type: str) -> tuple[Problem, ...]:
     from pquant_fx.lower.hls4ml.convert import check as check_hls4ml
 
-    return tuple(check_hls4ml(compiled.freeze().to_qonnx()))
+    return tuple(check_hls4ml(compiled.freeze().to_qonnx(), io_type))
 
 
 _TARGETS = {"integer": _integer_problems, "onnx": _onnx_problems, "qonnx": _qonnx_problems, "hls4ml": _hls4ml_problems}

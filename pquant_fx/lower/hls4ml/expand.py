@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pquant_fx.errors import LoweringError
 from pquant_fx.graph.interval_arrays import upsample
 from pquant_fx.lower.hls4ml.net import Array, Concat, Conv, Copy, Dense, Ints, Op, Pool, Select, Shape, Upsample, View, refusal
 
@@ -20,8 +21,14 @@ def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[s
     Raises LoweringError (PQ202) naming the node.
     """
     stream = io_type == "io_stream"
+    made = _expanded(op, stream, shapes, nonnegative)
+    return [_two_rows(one) if stream and isinstance(one, Conv) else one for one in made]
+
+
+def _expanded(op: Op, stream: bool, shapes: Mapping[str, Shape], nonnegative: set[str]) -> list[Op]:
     if isinstance(op, Select):
-        return [_copy(op, shapes[op.inputs[0]]) if stream else _picked(op, shapes[op.inputs[0]])]
+        before = shapes[op.inputs[0]]
+        return [_copy(op, before) if stream and _is_regular(op, before) else _picked(op, before)]
     if isinstance(op, Copy) and stream and shapes[op.inputs[0]] == (*op.shape[:-1], 1):
         return [_repeated(op)]
     if isinstance(op, Upsample) and not stream:
@@ -33,6 +40,17 @@ def expand(op: Op, io_type: str, shapes: Mapping[str, Shape], nonnegative: set[s
     if isinstance(op, Pool) and op.mode == "Max":
         return _maximum(op, stream, shapes, nonnegative)
     return [op]
+
+
+def _two_rows(op: Conv) -> Conv:
+    """hls4ml 1.3 streams a kernel of one row and several columns through its 1-d code, which takes no step from row to row: a second
+    row of zeros, and one of padding for it, make it an ordinary one.
+    """
+    height, *width = op.weight.shape[2:]
+    if not width or height > 1 or width[0] == 1 or op.strides[0] == 1:
+        return op
+    top, left, bottom, right = op.pads
+    return replace(op, weight=np.pad(op.weight, [(0, 0), (0, 0), (0, 1), (0, 0)]), pads=(top, left, bottom + 1, right))
 
 
 def _repeated_pixels(op: Upsample, before: Shape) -> Copy:
@@ -136,6 +154,16 @@ def _matrix(rows: Ints, size: int) -> Array:
     kept = np.flatnonzero(rows >= 0)
     matrix[kept, rows[kept]] = 1
     return matrix
+
+
+def _is_regular(op: Select, before: Shape) -> bool:
+    """Whether windows with constant steps pick these rows."""
+    try:
+        for rows, size in zip(op.maps[1:], before[1:], strict=True):
+            _window(op, rows, size)
+    except LoweringError:
+        return False
+    return True
 
 
 def _window(op: Select, rows: Ints, size: int) -> tuple[int, int, int, int, int]:
