@@ -56,10 +56,10 @@ def multihead(node: Node, rw: Rewriter) -> None:
     values, shares = _heads(w, given["query"], given["key"], given["value"], mask)
     for user in list(node.users):
         if user.args[1] == 0:
-            rw.replace(user, values)
+            w.replace(user, values)
         elif user.users:
             with rw.before(user):
-                rw.replace(user, _averaged(w, shares) if given["average_attn_weights"] else shares)
+                w.replace(user, _averaged(w, shares) if given["average_attn_weights"] else shares)
     rw.erase_if_dead(node)
 
 
@@ -137,13 +137,13 @@ def encoder(node: Node, rw: Rewriter) -> None:
     sizes = (shape_of(x)[0], heads, shape_of(x)[1], shape_of(x)[1])
     mask = _mask(rw, given, "mask" if stack else "src_mask", "src_key_padding_mask", sizes)
     if not stack:
-        rw.replace(node, _encoder_layer(w, x, mask))
+        w.replace(node, _encoder_layer(w, x, mask))
         return
     for n, layer in enumerate(w.module.layers):
         if type(layer) is not nn.TransformerEncoderLayer:
             raise CanNotWrite(f"its layers are of type {type(layer).__name__}", "call them one after the other")
         x = _encoder_layer(w.at(f"layers.{n}"), x, mask)
-    rw.replace(node, x if w.module.norm is None else _norm(w.at("norm"), x))
+    w.replace(node, x if w.module.norm is None else _norm(w.at("norm"), x))
 
 
 def _encoder_layer(w: LayerWriter, x: Node, mask: FixedMask) -> Node:

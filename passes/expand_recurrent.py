@@ -71,7 +71,7 @@ def _written(node: Node, rw: Rewriter) -> None:
             x = w.dropout(x, m.dropout)
     for user, wanted in readers:
         with rw.before(user):
-            rw.replace(user, x if wanted is None else _state(states, wanted))
+            w.replace(user, x if wanted is None else _state(states, wanted))
     rw.sweep()
 
 
@@ -212,10 +212,9 @@ class _Run:
         opened = self._gate(torch.sigmoid, opened, "opened")
         reset, kept = self._part(opened, 0, 1), self._part(opened, 1, 2)
         before = w.linear(self.hidden[-1], w.rows(weight, 2 * n, 3 * n), self.later) if self.hidden else self.later
-        new = self._part(u, 2, 3)
         if before is not None:
-            before = self._shared(before, "before") if self.hidden else before
-            new = w.add(new, w.mul(reset, before))
+            before = w.mul(reset, self._shared(before, "before") if self.hidden else before)
+        new = w.add(self._part(u, 2, 3), 0.0 if before is None else before)
         new = self._gate(torch.tanh, self._shared(new, "sum"), "new")
         difference = w.sub(self.hidden[-1], new) if self.hidden else w.call(operator.neg, shape_of(new), new)
         self.hidden.append(self._shared(w.add(new, w.mul(kept, self._shared(difference, "difference"))), "hidden"))

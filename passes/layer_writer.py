@@ -49,6 +49,12 @@ class LayerWriter:
     def module(self) -> Any:
         return self.rw.gm.get_submodule(self.path)
 
+    def replace(self, old: Node, new: Node) -> None:
+        """Let the users of `old` take `new`, which keeps its own provenance."""
+        record = info(new)
+        self.rw.replace(old, new)
+        set_info(new, record)
+
     def call(self, function: Callable[..., Any], shape: Sequence[int], *args: Any) -> Node:
         return self._described(self.rw.call(function, *args), tuple(shape))
 
@@ -75,7 +81,14 @@ class LayerWriter:
 
     # ---- operators
     def linear(self, x: Node, weight: Node, bias: Node | None) -> Node:
-        return self.call(F.linear, (*shape_of(x)[:-1], shape_of(weight)[0]), x, weight, bias)
+        """A call site of its own: reports and rules tell the linear layers of a module apart by it."""
+        made = self.call(F.linear, (*shape_of(x)[:-1], shape_of(weight)[0]), x, weight, bias)
+        path = info(made).path
+        known = [
+            info(n).site for n in self.rw.graph.find_nodes(op="call_function", target=F.linear) if n is not made and info(n).path == path
+        ]
+        set_info(made, replace(info(made), site=max(known, default=0) + 1))
+        return made
 
     def add(self, a: Node, b: Node | float) -> Node:
         return self.call(operator.add, _broadcast(a, b), a, b)

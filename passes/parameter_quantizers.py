@@ -72,7 +72,7 @@ class ParameterQuantizers:
         assert isinstance(read, Node)
         label = str(read.target).removeprefix(f"{OWN}.").removesuffix(".value") if read.op == "get_attr" else f"{own_path(node)}.{role}"
         key = (label, role)
-        if source.op != "call_function" and key in self.done:
+        if read.op == "get_attr" and key in self.done:
             made = self.done[key]
         else:
             with self.rw.before(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -72,6 +73,15 @@ def test_steps_share_their_formats(kind: Any) -> None:
     calls = [str(n.target) for n in many.graph_module.graph.nodes if n.op == "call_module"]
     nine = {path for path in quantizers(many, "cells") if calls.count(path) == 9}
     assert len(nine) >= 5
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_inputs_and_state_are_added_before_anything_is_rounded(kind: Any, bias: bool) -> None:
+    torch.manual_seed(0)
+    model = pq.compile(Last(kind, bias=bias), "fixed8", torch.randn(32, 3, 3))
+    first = next(n for n in model.graph_module.graph.nodes if n.target is nn.functional.linear)
+    assert {u.target for u in first.users} == {operator.getitem}
 
 
 def test_parameters_keep_their_names_and_are_quantized_once() -> None:

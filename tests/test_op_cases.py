@@ -22,7 +22,7 @@ def test_what_is_exact(name: str) -> None:
     engines = [e for e in ENGINES if e not in HLS and case.expected(e) == "exact"]
     report = frozen(name).verify(case.inputs(), tuple(engines))
     assert report.ok, str(report)
-    assert [row.engine for row in report.rows if row.different == 0][-len(engines) :] == engines
+    assert [row.engine.split()[0] for row in report.rows if row.different == 0][-len(engines) :] == engines  # qonnx float64
     values = tree_leaves(frozen(name)(*case.inputs()))
     assert any(len(torch.unique(v)) > 3 for v in values), "the samples must move the outputs"
     for io_type in HLS:

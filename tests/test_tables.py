@@ -101,10 +101,14 @@ def test_entries_are_the_rounded_function_and_all_engines_read_them(name: str) -
 
 
 def test_every_function_of_the_table_is_tested_here() -> None:
-    """But the two that only a softmax makes: they are in test_softmax."""
-    assert {t.name for t in TABLE_FUNCTIONS.values()} == {name.split()[0] for name in REFERENCE} | {"exp_neg", "inverse_sum"}
+    """But those that only a softmax and a norm make: they are in test_softmax and test_expand_norms."""
+    assert {t.name for t in TABLE_FUNCTIONS.values()} == {name.split()[0] for name in REFERENCE} | {
+        "exp_neg",
+        "inverse_root",
+        "inverse_sum",
+    }
     for function, entry in TABLE_FUNCTIONS.items():
-        x = torch.linspace(0 if entry.non_negative is None or entry.name == "exp_neg" else -8, 8, 200)[1:]
+        x = torch.linspace(0 if entry.non_negative is None or entry.name in ("exp_neg", "inverse_root") else -8, 8, 200)[1:]
         assert bool((function(x) >= 0).all()) == (entry.non_negative is not False)
         low, high = entry.bounds or (-math.inf, math.inf)
         assert low <= float(function(x).min())

@@ -31,7 +31,7 @@ def inverse_sum(x: Tensor) -> Tensor:
     return torch.reciprocal(x.clamp(min=1.0))
 
 
-def inverse_root(x: Tensor, scale: float, offset: float) -> Tensor:
+def inverse_root(x: Tensor, scale: float = 1.0, offset: float = 1.0) -> Tensor:
     """1 / sqrt(x scale + offset) for x >= 0 and offset > 0: what a norm divides by, of a sum of squares."""
     return torch.rsqrt(x * scale + offset)
 

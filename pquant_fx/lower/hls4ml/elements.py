@@ -24,6 +24,24 @@ def affine(node: Node, source: str, output: str, shape: Shape, scale: Array, bia
     return Affine(name=node.name + suffix, inputs=(source,), output=output, shape=shape, scale=scale, bias=bias)
 
 
+def _by_constants(node: Node, data: int, scale: Array, bias: Array) -> list[Op]:
+    """x * scale + bias; where the constants have more elements, x is copied first."""
+    source, before = node.inputs[data], node.shape(data)
+    try:
+        shape = np.broadcast_shapes(before, scale.shape, bias.shape)
+    except ValueError:
+        shape = ()
+    if shape == before or len(shape) != len(before):
+        return [affine(node, source, node.output, before, scale, bias)]
+    copied = _copied(node, source, before, shape, "/copies")
+    return [copied, affine(node, copied.output, node.output, shape, scale, bias)]
+
+
+def _copied(node: Node, source: str, before: Shape, shape: Shape, part: str) -> Copy:
+    index = np.broadcast_to(np.arange(int(np.prod(before))).reshape(before), shape).reshape(-1)
+    return Copy(name=f"{node.name}{part}", inputs=(source,), output=f"{node.output}{part}", shape=shape, index=index)
+
+
 def _merge(node: Node, operation: Literal["add", "subtract", "multiply", "maximum", "minimum"]) -> list[Op]:
     """Two values; what is missing in one of them by broadcasting is copied to all of its places."""
     shapes, inputs, ops = (node.shape(0), node.shape(1)), list(node.inputs[:2]), list[Op]()
@@ -35,10 +53,8 @@ def _merge(node: Node, operation: Literal["add", "subtract", "multiply", "maximu
         raise node.refuse("PQ202", f"{node.proto.op_type} of {shapes[0]} and {shapes[1]}", "give both operands the same axes")
     for at in (0, 1):
         if shapes[at] != shape:
-            index = np.broadcast_to(np.arange(int(np.prod(shapes[at]))).reshape(shapes[at]), shape).reshape(-1)
-            name, copies = f"{node.name}/copies{at or ''}", f"{node.output}/copies{at or ''}"
-            ops.append(Copy(name=name, inputs=(inputs[at],), output=copies, shape=shape, index=index))
-            inputs[at] = copies
+            ops.append(_copied(node, inputs[at], shapes[at], shape, f"/copies{at or ''}"))
+            inputs[at] = ops[-1].output
     return [*ops, Merge(name=node.name, inputs=(inputs[0], inputs[1]), output=node.output, shape=shape, operation=operation)]
 
 
@@ -46,15 +62,15 @@ def _add(node: Node) -> list[Op]:
     for constant, data in ((1, 0), (0, 1)):
         if node.is_constant(constant):
             bias = node.sample(constant, "operand")
-            return [affine(node, node.inputs[data], node.output, node.shape(data), _ONE, bias)]
+            return _by_constants(node, data, _ONE, bias)
     return _merge(node, "add")
 
 
 def _sub(node: Node) -> list[Op]:
     if node.is_constant(1):
-        return [affine(node, node.inputs[0], node.output, node.shape(0), _ONE, -node.sample(1, "operand"))]
+        return _by_constants(node, 0, _ONE, -node.sample(1, "operand"))
     if node.is_constant(0):
-        return [affine(node, node.inputs[1], node.output, node.shape(1), -_ONE, node.sample(0, "operand"))]
+        return _by_constants(node, 1, -_ONE, node.sample(0, "operand"))
     return _merge(node, "subtract")
 
 
@@ -62,7 +78,7 @@ def _mul(node: Node) -> list[Op]:
     for constant, data in ((1, 0), (0, 1)):
         if node.is_constant(constant):
             scale = node.sample(constant, "operand")
-            return [affine(node, node.inputs[data], node.output, node.shape(data), scale, _ZERO)]
+            return _by_constants(node, data, scale, _ZERO)
     return _merge(node, "multiply")
 
 
