@@ -9,7 +9,7 @@ def main() -> None:
     compile_time.main()
     training_step.main()
     print("\nThese need data or the peers' own environments, and explain themselves with --help:")
-    for name in ("resnet20", "budget", "hgq_side_by_side", "pruning_side_by_side", "mdmm_feasibility", "removal"):
+    for name in ("resnet20", "budget", "hgq_side_by_side", "pruning_side_by_side", "mdmm_feasibility", "removal", "synthesis"):
         print(f"  python -m benchmarks.{name}")
 
 

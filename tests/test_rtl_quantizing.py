@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from pquant_fx.formats import OVERFLOW_MODES, ROUNDING_MODES
 from pquant_fx.graph.interval_codes import Formats, quantize_codes
-from pquant_fx.lower.rtl.adapter import field, interpret, logic, variables
+from pquant_fx.lower.rtl.adapter import field, interpret, logic, rtl_model, variables
 from pquant_fx.lower.rtl.quantizing import quantized
+from pquant_fx.lower.rtl.simulate import simulate
+from tests.rtl_networks import needs
 
 pytest.importorskip("alkaid")
 
@@ -58,3 +62,34 @@ def test_no_bits_give_zero():
     for k, i, f in ((0, 0, 0), (1, -2, 1), (0, -3, 2)):
         made = quantized(x[0], k, i, f, "RND", "SAT")
         assert made.low == made.high == 0
+
+
+@needs("iverilog")
+@pytest.mark.parametrize("seed", range(3))
+def test_every_mode_is_exact_in_the_written_verilog(tmp_path, seed):
+    """All modes side by side in one circuit, on all codes of one input and their multiples."""
+    rng = np.random.default_rng(seed)
+    x = variables(np.array([1]), np.array([3]), np.array([2]))
+    base = np.arange(-32, 32)
+    outputs, expected = [], []
+    for rounding in ROUNDING_MODES:
+        for overflow in OVERFLOW_MODES:
+            times, plus = int(rng.choice([1, -1, 3, -2])), int(rng.integers(-9, 9))
+            k = 1 if overflow == "WRAP_SM" else int(rng.integers(0, 2))
+            f = int(rng.integers(-2, 3))
+            i = int(rng.integers(1, 5)) - f
+            made = quantized(x[0] * float(times) + plus / 4, k, i, f, rounding, overflow)
+            if made.low == made.high:
+                continue
+            outputs.append(made)
+            codes = quantize_codes(base * times + plus, 2, Formats(*(np.array(n) for n in (k, i, f))), rounding, overflow)
+            expected.append(codes * 2.0**-f)
+    assert len(outputs) > 35
+    program = logic(x, outputs)
+    options = {"flavor": "verilog", "clock_period": 5.0, "part": "xcvu13p", "ternary_adders": False}
+    rtl_model(program, tmp_path, "net", latency_cutoff=(-1.0, 1.5, 3.0)[seed], **options).write()
+    sources = [*sorted(tmp_path.glob("src/static/*.v")), *(p for p in sorted(tmp_path.glob("src/*.v")) if "wrapper" not in p.name)]
+    kif = [np.asarray(k, dtype=np.int64) for k in (program.inp_kifs, program.out_kifs)]
+    cycles = json.loads((tmp_path / "metadata.json").read_text()).get("latency", -1) + 1 if seed else 0
+    found = simulate(sources, "net", "iverilog", base[:, None] / 4, *kif, cycles)
+    np.testing.assert_array_equal(found.outputs, np.stack(expected, axis=1))
