@@ -1,4 +1,4 @@
-# make test: everything that CI checks.  make extras: the tests of Lightning and Hugging Face, which it installs.
+# make test: everything that CI checks.  make extras: the tests of Lightning, Hugging Face and da4ml, which it installs.
 # make demo: the whole way on real data.  make bench: speed and accuracy, by hand.
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +24,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 extras: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,lightning,huggingface]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[da,dev,lightning,huggingface]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m extras
 
 demo: setup

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -183,3 +184,22 @@ def test_distributed_arithmetic_names_its_package(plain: pq.FrozenModel, tmp_pat
         r"pquant_fx\[da\]",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_takes_strategy_and_reuse_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pquant_fx.cli import main
+
+    (tmp_path / "small.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Linear(6, 4))\n")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["compile", "small:build", "--data", "data.npz", "--out", "out", "--strategy", "resource", "--reuse-factor", "3"]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0
+    parameters = (tmp_path / "out" / "hls4ml" / "firmware" / "parameters.h").read_text()
+    assert "nnet::resource;" in parameters
+    assert "reuse_factor = 3;" in parameters
+    with pytest.raises(SystemExit) as end:
+        main([*arguments[:-4], "--strategy", "fast", "--overwrite"])
+    assert end.value.code == 2

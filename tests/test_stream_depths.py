@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pquant_fx as pq
+from pquant_fx.lower.hls4ml import stream_layers
+from pquant_fx.lower.hls4ml.convert import to_hls4ml
 from pquant_fx.lower.hls4ml.stream_depths import SLACK, fifo_depths, most_tokens
 from pquant_fx.lower.hls4ml.stream_layers import stream_network
 from pquant_fx.lower.hls4ml.stream_network import Process, StreamNetwork, pipelined, sink, source
 from pquant_fx.lower.hls4ml.stream_simulation import simulate
+from tests import hls4ml_models
 
 
 class Residual(nn.Module):
@@ -75,7 +78,6 @@ def written(name: str, path: Path, **options: Any) -> Any:
 def test_skips_get_what_they_need_and_at_most_twice_that(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Needed: the smallest depth of a FIFO that does not deadlock while the others hold just what the count says."""
     network = stream_network(written(name, tmp_path / "p", **options).model_graph)
-    assert network is not None
     least, depths = most_tokens(network), fifo_depths(network)
     endless = simulate(network, dict.fromkeys(network.fifos, 10**6))
     run = simulate(network, depths)
@@ -104,6 +106,31 @@ def test_the_depths_stand_in_the_written_project(tmp_path: Path) -> None:
     assert whole.fifo_depths == {}
     text = (tmp_path / "whole" / "firmware" / "net.cpp").read_text()
     assert {int(depth) for _, depth in re.findall(r"variable=(\w+) depth=(\d+)", text)} == {16 * 16, 18 * 18}
+
+
+@pytest.mark.parametrize("name", ["two_inputs", "digits_residual", "images", "line", "mixed_grids"])
+def test_every_layer_of_a_plan_is_known(name: str, tmp_path: Path) -> None:
+    """Pools, pads, joins along each axis, casts: read as often as they are written, no deadlock, full speed."""
+    project = to_hls4ml(getattr(hls4ml_models, name)(), tmp_path / "p", io_type="io_stream")
+    network = stream_network(project.model_graph)
+    assert network.unbalanced == ()
+    run = simulate(network, fifo_depths(network))
+    assert not run.deadlock
+    assert run.cycles == simulate(network, dict.fromkeys(network.fifos, 10**6)).cycles
+
+
+def test_a_layer_that_is_not_known_keeps_hls4mls_fifos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(stream_layers._LAYERS, "Clone")
+    project = written("Residual", tmp_path / "p")
+    assert project.fifo_depths == {}
+    (note,) = project.notes
+    assert (note.code, note.severity) == ("PQ202", "info")
+    assert "(Clone)" in note.what
+
+
+def test_a_stream_that_is_read_less_often_than_written_is_found() -> None:
+    assert StreamNetwork((source("x", 8), sink("x", 7))).unbalanced == ("x",)
+    assert StreamNetwork((source("x", 8), sink("y", 8))).unbalanced == ("x", "y")
 
 
 def test_io_parallel_has_no_fifos(tmp_path: Path) -> None:

@@ -188,11 +188,11 @@ def write_project(plan: Plan, output_dir: str | os.PathLike[str], options: Optio
     with owned_directory(target, overwrite) as place, quiet():
         graph = model_graph(plan, place, options, chosen)
         check_kept(graph, plan, chosen)
-        depths = set_fifo_depths(graph, options)
+        depths, unknown = set_fifo_depths(graph, options)
         try:
             graph.write()
         except OSError as error:
             raise OutputError(Problem("PQ505", f"can not write '{place}': {error}", "choose a writable place with free space")) from error
         settle(place, place, target)
         graph.config.config["OutputDir"] = str(target)
-    return HlsProject(target, graph, plan, options, chosen, tuple(notes), depths)
+    return HlsProject(target, graph, plan, options, chosen, (*notes, *unknown), depths)

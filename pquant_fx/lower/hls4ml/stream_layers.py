@@ -12,18 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from pquant_fx.errors import Problem
 from pquant_fx.lower.hls4ml.casts import LAYER as ELEMENT_CASTS
 from pquant_fx.lower.hls4ml.options import Options
 from pquant_fx.lower.hls4ml.stream_depths import fifo_depths
 from pquant_fx.lower.hls4ml.stream_network import Process, StreamNetwork, pipelined, sink, source
 
-__all__ = ["set_fifo_depths", "stream_network"]
+__all__ = ["UnknownStreams", "set_fifo_depths", "stream_network"]
 
 Steps = list[tuple[tuple[int, ...], bool]]
+_CLOCK = 5.0  # ns
 
 
-def stream_network(graph: Any) -> StreamNetwork | None:
-    """The processes of an hls4ml graph in io_stream (Vitis, Vivado); None when one of its layers is not known here."""
+class UnknownStreams(Exception):
+    """A layer whose reads and writes are not known here."""
+
+
+def stream_network(graph: Any) -> StreamNetwork:
+    """The processes of an hls4ml graph in io_stream (Vitis, Vivado). Raises UnknownStreams with the name of a layer or FIFO."""
     processes: list[Process] = []
     for layer in graph.graph.values():
         if layer.class_name == "Reshape":  # one shape is as good as another to a stream that is read in order
@@ -33,29 +39,32 @@ def stream_network(graph: Any) -> StreamNetwork | None:
         elif layer.class_name in _LAYERS:
             processes.append(_LAYERS[layer.class_name](layer))
         else:
-            return None
-    written = {fifo for process in processes for fifo in process.outputs}
-    read = {fifo for process in processes for fifo in process.inputs}
-    for variable in graph.get_output_variables():
-        processes.append(sink(_stream(variable), _pixels(variable)))
-        read.add(_stream(variable))
-    return StreamNetwork(tuple(processes)) if written == read else None
+            raise UnknownStreams(f"layer '{layer.name}' ({layer.class_name})")
+    processes += [sink(_stream(variable), _pixels(variable)) for variable in graph.get_output_variables()]
+    network = StreamNetwork(tuple(processes))
+    for fifo in network.unbalanced:
+        raise UnknownStreams(f"stream '{fifo}'")
+    return network
 
 
-def set_fifo_depths(graph: Any, options: Options) -> dict[str, int]:
-    """Give every FIFO of the graph the depth that it needs; returns them, without the ports. Empty where hls4ml's own stand."""
+def set_fifo_depths(graph: Any, options: Options) -> tuple[dict[str, int], list[Problem]]:
+    """Give every FIFO of the graph the depth that it needs; returns them, without the ports, and notes.
+
+    No depths where hls4ml's own stand: io_parallel, `whole`, a backend whose kernels read otherwise, an unknown layer (PQ202, a note).
+    """
     if (options.io_type, options.fifo_depths) != ("io_stream", "static") or options.backend not in ("Vitis", "Vivado"):
-        return {}
-    network = stream_network(graph)
-    if network is None:
-        return {}
-    depths = fifo_depths(network)
+        return {}, []
+    try:
+        depths = fifo_depths(stream_network(graph))
+    except UnknownStreams as error:
+        what = f"it is not known what {error} reads and writes, so all FIFOs hold a whole image"
+        return {}, [Problem("PQ202", what, "report it with the QONNX file", severity="info")]
     for variable in (*graph.get_input_variables(), *graph.get_output_variables()):
         depths.pop(_stream(variable), None)
     for variable in graph.output_vars.values():
         if variable.name in depths and not hasattr(variable, "input_var"):
             variable.pragma = ("stream", depths[variable.name])
-    return depths
+    return depths, []
 
 
 def _stream(variable: Any) -> str:
@@ -80,8 +89,10 @@ def _outputs(layer: Any) -> list[str]:
     return [_stream(layer.get_output_variable(name)) for name in layer.outputs]
 
 
-def _tree(terms: int) -> int:
-    return 5 + math.ceil(math.log2(max(terms, 1)))
+def _latency(layer: Any, terms: int) -> int:
+    """Cycles of a sum of so many products. A faster clock needs more of them for the same logic."""
+    period = float(layer.model.config.get_config_value("ClockPeriod") or _CLOCK)
+    return math.ceil((5 + math.ceil(math.log2(max(terms, 1)))) * max(1.0, _CLOCK / period))
 
 
 def _each(latency: int) -> Callable[[Any], Process]:
@@ -119,7 +130,7 @@ def _convolution(layer: Any) -> Process:
 
 
 def _multiplying(layer: Any, steps: Steps, terms: int) -> Process:
-    reuse, latency = int(layer.get_attr("reuse_factor")), _tree(terms)
+    reuse, latency = int(layer.get_attr("reuse_factor")), _latency(layer, terms)
     if layer.get_attr("strategy") in ("latency", "distributed_arithmetic"):
         return pipelined(layer.name, _inputs(layer), _outputs(layer), steps, latency + reuse - 1, reuse)
     slow: Steps = []
@@ -137,7 +148,7 @@ def _pool(layer: Any) -> Process:
 def _dense(layer: Any) -> Process:
     """Reads all, computes, writes one vector."""
     tokens = _pixels(layer.get_input_variable())
-    latency = _tree(int(layer.get_attr("n_in"))) + int(layer.get_attr("reuse_factor")) - 1
+    latency = _latency(layer, int(layer.get_attr("n_in"))) + int(layer.get_attr("reuse_factor")) - 1
     steps: Steps = [*[((0,), False)] * tokens, *[((), False)] * latency, ((), True)]
     return pipelined(layer.name, _inputs(layer), _outputs(layer), steps, 0)
 
@@ -192,7 +203,7 @@ _LAYERS: dict[str, Callable[[Any], Process]] = {
     **dict.fromkeys(("Activation", "UnaryLUT", "Merge", ELEMENT_CASTS), _each(2)),
     **dict.fromkeys(("BatchNormalization", "ApplyAlpha"), _each(4)),
     **dict.fromkeys(("Conv1D", "Conv2D", "PointwiseConv1D", "PointwiseConv2D"), _convolution),
-    **dict.fromkeys(("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"), _pool),
+    **dict.fromkeys(("Pooling1D", "Pooling2D"), _pool),
     **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D"), _padding),
     "Clone": _each(1),
     "Concatenate": _concatenation,

@@ -78,6 +78,13 @@ class StreamNetwork:
         """FIFO -> position of the process that reads it."""
         return {fifo: n for n, process in enumerate(self.processes) for fifo in process.inputs}
 
+    @property
+    def unbalanced(self) -> tuple[str, ...]:
+        """FIFOs that are not written as often as they are read in one sample, or not at all."""
+        written = {fifo: sum(process.writes) for process in self.processes for fifo in process.outputs}
+        read = {fifo: sum(k in c for c in process.reads) for process in self.processes for k, fifo in enumerate(process.inputs)}
+        return tuple(fifo for fifo in {**written, **read} if written.get(fifo) != read.get(fifo))
+
     def thins(self, process: Process) -> bool:
         """Whether the tokens of one input become fewer: a strided convolution, a pool."""
         return len(process.inputs) == 1 and 0 < sum(process.writes) < sum(map(len, process.reads))
