@@ -16,9 +16,11 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
+from pquant_fx.graph import means
 from pquant_fx.graph.analysis import analyse
 from pquant_fx.graph.constants import live_nodes
 from pquant_fx.graph.dialect import Quantizer, is_parameter_value, module_of
+from pquant_fx.graph.moves import upsample
 
 
 class Element(NamedTuple):
@@ -36,7 +38,7 @@ class Element(NamedTuple):
 
 
 ZERO = Element(0, 0, 0)
-MOVES = (torch.reshape, torch.permute, torch.cat, operator.getitem, F.pad)
+MOVES = (torch.reshape, torch.permute, torch.cat, operator.getitem, F.pad, upsample)
 POOLS = {F.max_pool1d: 1, F.max_pool2d: 2, F.avg_pool1d: 1, F.avg_pool2d: 2}
 
 
@@ -134,6 +136,9 @@ class BruteForce:
                 return self._elementwise(node, out)
             case torch.sum | torch.mean:
                 return 0.65 * self._sum(*args[:2])
+            case means.scaled_sum | means.scaled_pool:
+                adds = 0.65 * self._sum(*args[:2]) if node.target is means.scaled_sum else float(self.bits(args[0]).sum())
+                return adds + self._scaled(node, float(args[-1]))
             case F.avg_pool1d | F.avg_pool2d | F.max_pool1d | F.max_pool2d:
                 return float(self.bits(args[0]).sum())
         return None
@@ -182,6 +187,24 @@ class BruteForce:
             return float(b.sum())
         weight = 0.65 if node.target is operator.add else 1.0
         return weight * float(sum(p + q - min(p, q) for p, q in zip(a.flat, b.flat)))
+
+    def _scaled(self, node: Node, factor: float) -> float:
+        """A product of every sum, whose format has ceil(log2 P) bits more than its widest element, with the constant."""
+        x, out = self.values[node.args[0]], self.formats[node].shape
+        axes = tuple(node.args[1]) if node.target is means.scaled_sum else ()
+        terms = math.prod(x.shape[a] for a in axes) if axes else math.prod(node.args[1])
+        cost = 0
+        for place in np.ndindex(out):
+            if axes:
+                kept = iter(p for p, size in zip(place, out) if len(out) < x.ndim - 1 or size > 1)
+                at = tuple(slice(None) if a in axes or a == 0 else next(kept) for a in range(x.ndim))
+            else:
+                at = (slice(None), place[0])
+            widest = ZERO
+            for element in np.asarray(x[at]).flat:
+                widest = union(widest, element)
+            cost += (widest.k + widest.i + widest.f + math.ceil(math.log2(terms))) * enclosed(factor)
+        return float(cost)
 
     def _sum(self, x: Node, axes: tuple[int, ...]) -> float:
         bits = self.bits(x)

@@ -11,6 +11,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
+from pquant_fx.graph.means import fixed_reciprocal, scaled_pool, scaled_sum
+from pquant_fx.graph.moves import upsample
 from tests.frozen_graphs import FrozenNet, stress_values
 
 Maker = Callable[[FrozenNet, Node, Node, int], Node]
@@ -104,6 +106,15 @@ OPERATORS: dict[str, tuple[tuple[int, ...], Maker]] = {
     "global mean, keepdim": ((3, 4, 2), lambda n, a, b, w: n.call(torch.mean, a, (2, 3), True)),
     "global mean 1d": ((3, 8), lambda n, a, b, w: n.call(torch.mean, a, (2,), False)),
     "mean over channels": ((4, 3, 3), lambda n, a, b, w: n.call(torch.mean, a, (1,), False)),
+    "mean of six": ((3, 3, 2), lambda n, a, b, w: n.call(scaled_sum, a, (2, 3), False, fixed_reciprocal(6, w))),
+    "mean of five channels": ((5, 3), lambda n, a, b, w: n.call(scaled_sum, a, (1,), True, fixed_reciprocal(5, w))),
+    "windows of three": ((3, 8), lambda n, a, b, w: n.call(scaled_pool, a, (3,), (2,), (1,), False, True, fixed_reciprocal(3, w))),
+    "windows of six": (
+        (2, 5, 6),
+        lambda n, a, b, w: n.call(scaled_pool, a, (3, 2), (2, 2), (1, 0), False, True, fixed_reciprocal(6, w)),
+    ),
+    "upsample 1d": ((3, 4), lambda n, a, b, w: n.call(upsample, a, (3,))),
+    "upsample 2d": ((3, 4, 2), lambda n, a, b, w: n.call(upsample, a, (1, 3))),
     "sum": ((3, 5), lambda n, a, b, w: n.call(torch.sum, a, (1, 2), False)),
     "pad and crop": ((3, 4, 5), lambda n, a, b, w: n.call(F.pad, a, (1, -2, 0, 3, 2, 1), "constant", 0)),
     "cat": ((3, 5), lambda n, a, b, w: n.call(torch.cat, (a, b, a), 2)),

@@ -133,3 +133,17 @@ def test_bounds_are_those_of_the_columns() -> None:
     assert (np.ldexp(value.low[0, 0].astype(float), -value.f) == [0, -1]).all()
     assert (np.ldexp(value.high[0, 3].astype(float), -value.f) == [0.5, 2]).all()
     assert OPS[embed].kind == "embedding"
+
+
+def test_a_column_of_zeros_is_removed_and_rows_are_not() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 3))
+    with torch.no_grad():
+        net[0].weight[:, 1] = 0
+        net[0].weight[2] = 0
+    x = torch.randint(6, (40, 5))
+    frozen = pq.compile(net, "fixed8", x).eval().freeze()
+    assert [(layer.layer, layer.removed_inputs) for layer in frozen.removed.layers] == [("1", (1,))]
+    tables = [t.shape for t in frozen.graph_module.buffers() if t.dim() == 2 and t.shape[0] == 6]
+    assert tables == [(6, 3)]
+    assert frozen.verify(x, ("integer", "onnx", "qonnx")).ok

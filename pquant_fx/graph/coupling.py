@@ -21,7 +21,7 @@ from pquant_fx.graph.analysis import FormatMap
 from pquant_fx.graph.coupled_axes import Axes, CoupledAxes
 from pquant_fx.graph.coupling_rules import Kept
 from pquant_fx.graph.means import scaled_pool, scaled_sum
-from pquant_fx.graph.moves import upsample
+from pquant_fx.graph.moves import embed, upsample
 from pquant_fx.graph.rewriter import is_own_constant
 from pquant_fx.graph.tables import TABLE_FUNCTIONS, lookup
 
@@ -127,6 +127,7 @@ COUPLINGS: dict[Callable[..., Any], Coupling] = {
     scaled_pool: _POOL,
     scaled_sum: _REDUCTION,
     torch.sum: _REDUCTION,
+    embed: Coupling(rules.embedding),
     upsample: _POOL,
     F.max_pool1d: _POOL,
     F.max_pool2d: _POOL,

@@ -23,6 +23,7 @@ __all__ = [
     "broadcast",
     "convolution",
     "elementwise",
+    "embedding",
     "fewer_groups",
     "group_count",
     "linear",
@@ -66,6 +67,16 @@ def prelu(coupled: CoupledAxes, node: Node, axes: Sequence[Axes | None]) -> None
     elementwise(coupled, node, (result, x))
     if slopes and len(slopes[0]) > 1:
         coupled.same(slopes[0], x[0], node)
+
+
+def embedding(coupled: CoupledAxes, node: Node, axes: Sequence[Axes | None]) -> None:
+    """Columns of the table are features of the result; its rows stay, for any may be asked for."""
+    result, x, w, *_ = axes
+    if result is None or x is None or w is None:
+        return
+    for a, other in zip(result[:-1], x):
+        coupled.same(a, other, node)
+    coupled.same(w[1], result[-1], node)
 
 
 # ---- sums of products
