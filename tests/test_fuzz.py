@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,15 @@ def test_random_networks_are_exact_or_refused_with_a_code(first: int) -> None:
 @pytest.mark.parametrize("seed", [3, 14])
 def test_random_networks_in_c_simulation(seed: int) -> None:
     assert trial(seed, "hls4ml").kind == "exact"
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize("seed", [3, 14])
+def test_random_networks_as_verilog(seed: int) -> None:
+    pytest.importorskip("alkaid")
+    if shutil.which("iverilog") is None:
+        pytest.skip("iverilog is not installed")
+    assert trial(seed, "rtl").kind == "exact"
 
 
 def test_a_seed_is_a_network() -> None:

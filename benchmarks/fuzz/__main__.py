@@ -2,6 +2,7 @@
 
     python -m benchmarks.fuzz --graphs 2000                       torch == integer interpreter == plain ONNX
     python -m benchmarks.fuzz --engine hls4ml --graphs 60         and hls4ml's C simulation
+    python -m benchmarks.fuzz --engine rtl --graphs 60            and our RTL in iverilog
     python -m benchmarks.fuzz --seed 4711 --graphs 1              one of them again
 
 Ends with exit code 1 when an engine differed, something crashed, or fewer than 70 % of the networks were accepted.

@@ -170,6 +170,10 @@ class _Drawing:
         if self.shapes[at][0] > 1:
             self.call(lambda x: F.softmax(x, -1), at, shape=self.shapes[at])
 
+    def layer_norm(self, at: int) -> None:
+        if self.shapes[at][0] > 1:
+            self.apply(nn.LayerNorm(self.shapes[at]), at, self.shapes[at])
+
     # ---- on images
     def conv(self, at: int) -> None:
         channels, height, width = self.shapes[at]
@@ -187,9 +191,15 @@ class _Drawing:
 
     def pool(self, at: int) -> None:
         channels, height, width = self.shapes[at]
-        if min(height, width) >= 2:
+        size = self.chance.choice([2, 3])
+        if min(height, width) >= size:
             function = self.chance.choice([F.max_pool2d, F.avg_pool2d])
-            self.call(lambda x: function(x, 2), at, shape=(channels, height // 2, width // 2))
+            self.call(lambda x: function(x, size), at, shape=(channels, height // size, width // size))
+
+    def upsample(self, at: int) -> None:
+        channels, height, width = self.shapes[at]
+        if height * width <= 12:
+            self.call(lambda x: F.interpolate(x, scale_factor=2), at, shape=(channels, 2 * height, 2 * width))
 
     def mean(self, at: int) -> None:
         channels, *_ = self.shapes[at]
@@ -212,8 +222,8 @@ class _Drawing:
 
 _D = _Drawing
 _ANY = [_D.elementwise, _D.elementwise, _D.tabulated, _D.join, _D.join, _D.with_constant, _D.concat, _D.part]
-_VECTOR = [_D.linear, _D.linear, _D.linear, _D.normalised_linear, _D.softmax]
-_IMAGE = [_D.conv, _D.conv, _D.normalised_conv, _D.pool, _D.mean, _D.flatten, _D.turn, _D.pad]
+_VECTOR = [_D.linear, _D.linear, _D.linear, _D.normalised_linear, _D.softmax, _D.layer_norm]
+_IMAGE = [_D.conv, _D.conv, _D.normalised_conv, _D.pool, _D.upsample, _D.mean, _D.flatten, _D.turn, _D.pad]
 
 
 def _trained(norm: Any) -> nn.Module:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,4 +102,10 @@ def _hls4ml(frozen: Any, x: Tensor) -> str:
     return _agrees(frozen, x, ("hls4ml",))
 
 
-ENGINES: dict[str, Engine] = {"onnx": _onnx, "hls4ml": _hls4ml}
+def _rtl(frozen: Any, x: Tensor) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        report = frozen.to_rtl(Path(folder) / "rtl", x).simulate(samples=20, tools=("iverilog",))
+    return "" if report.ok else " ".join(str(report).split())
+
+
+ENGINES: dict[str, Engine] = {"onnx": _onnx, "hls4ml": _hls4ml, "rtl": _rtl}
