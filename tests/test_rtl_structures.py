@@ -18,7 +18,7 @@ SMALL = 6_000  # EBOPs
 @pytest.mark.parametrize("part", range(3))
 def test_small_structures_have_every_bit_in_iverilog(tmp_path, part):
     assert names("structures_fixed_maps")
-    count = 0
+    count, refused = 0, {}
     for n, (name, case) in enumerate(list({**FIXED, **load_all()}.items())[part::3]):
         try:
             model = pq.compile(case.model(), small_bits(3), case.inputs(32)).freeze()
@@ -27,7 +27,13 @@ def test_small_structures_have_every_bit_in_iverilog(tmp_path, part):
         if model.ebops().total > SMALL:
             continue
         options = {"latency_cutoff": (0, 3)[n % 2], "structure": ("flat", "layers")[n // 2 % 2]}
-        report = model.to_rtl(tmp_path / name, **options).simulate(samples=30, tools=("iverilog",))
+        try:
+            project = model.to_rtl(tmp_path / name, **options)
+        except pq.LoweringError as error:
+            refused[name] = error.code
+            continue
+        report = project.simulate(samples=30, tools=("iverilog",))
         assert report.ok, f"{name} {options}\n{report}"
         count += 1
     assert count >= 18
+    assert refused.items() <= {"embedding": "PQ201", "layer_norm": "PQ202"}.items(), refused  # tables of rows; all is 0 at 3 bits

@@ -93,11 +93,13 @@ def worst_input(frozen: Graphed, inputs: Sequence[Tensor], run: Run, found: Node
     return replace(found, searched=max(best[0], found.max_ulp), worst=best[1])
 
 
-def _offspring(parents: Array, bits: tuple[int, int, int], rng: np.random.Generator) -> Array:
-    """The parents, each crossed with another, moved by lsbs in some places, and as every kind of stress sample."""
-    lsb = 2.0 ** -bits[2]
+def _offspring(parents: Array, bits: tuple[int, int, int] | None, rng: np.random.Generator) -> Array:
+    """The parents, each crossed with another, moved by lsbs in some places, and as every kind of stress sample; bits None: crossed."""
     others = parents[rng.integers(0, len(parents), len(parents))]
     crossed = np.where(rng.random(parents.shape) < 0.5, parents, others)
+    if bits is None:
+        return np.concatenate([parents, crossed, others, parents])
+    lsb = 2.0 ** -bits[2]
     moved = parents + np.where(rng.random(parents.shape) < 0.2, rng.integers(-3, 4, parents.shape) * lsb, 0.0)
     edged = np.where(rng.random(parents.shape) < 0.3, np.stack([varied(p, bits, n % KINDS, rng) for n, p in enumerate(parents)]), parents)
     return np.asarray(np.concatenate([parents, crossed, moved, edged]).astype(np.float32).astype(np.float64))

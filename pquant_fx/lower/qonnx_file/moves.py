@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from pquant_fx.graph.moves import upsample
 from pquant_fx.lower.hls4ml.net import Array
 from pquant_fx.lower.hls4ml.read import Node
 from pquant_fx.lower.qonnx_file.draft import Draft
@@ -54,6 +55,23 @@ def _flatten(d: Draft, node: Node, nodes: Nodes) -> None:
     if int(node.attribute("axis", 1)) % (len(node.shape(0)) + 1) != 1:
         raise node.refuse("PQ202", "Flatten that merges the batch axis", "flatten from axis 1 on")
     _reshaped(d, node, [-1, int(np.prod(node.shape(0)))])
+
+
+def _resize(d: Draft, node: Node, nodes: Nodes) -> None:
+    """Nearest upsampling by whole factors, pixels counted from the corner."""
+    modes = {name: node.attribute(name, default) for name, default in _RESIZE.items()}
+    scales = node.reals(2, "scales").reshape(-1).tolist() if node.has(2) else []
+    factors = [int(s) for s in scales[2:]]
+    exact = modes == {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    if not exact or scales[:2] != [1, 1] or scales[2:] != factors or len(factors) not in (1, 2) or min(factors) < 1:
+        what = f"Resize by {scales or 'sizes'}, {modes['mode']}, {modes['coordinate_transformation_mode']}, {modes['nearest_mode']}"
+        remedy = "use nearest upsampling by whole factors, written with scales, asymmetric and floor"
+        raise node.refuse("PQ202", what, remedy)
+    d.call(node, upsample, d.values[node.inputs[0]], tuple(factors))
+
+
+_RESIZE = {"mode": "nearest", "nearest_mode": "round_prefer_floor", "coordinate_transformation_mode": "half_pixel"}
+"""What ONNX takes where the file says nothing."""
 
 
 def _axes(node: Node, rank: int) -> list[int]:
@@ -234,5 +252,6 @@ MOVE_READERS: dict[str, Any] = {
     "Split": _split,
     "Gather": _gather,
     "Pad": _pad,
+    "Resize": _resize,
     "Concat": _concat,
 }

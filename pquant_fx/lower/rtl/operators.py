@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from pquant_fx.graph import interval_arrays as arrays
+from pquant_fx.graph import means
 from pquant_fx.graph.interval_codes import dyadic
 from pquant_fx.graph.intervals import Inexact
+from pquant_fx.graph.moves import upsample
 from pquant_fx.graph.tables import lookup
 from pquant_fx.lower.rtl.adapter import Symbols, table
 from pquant_fx.lower.rtl.elements import WEIGHT_BITS, Operand, each, padded, plain, require_bits, variables_of
-from pquant_fx.lower.rtl.pooling import amax, avg_pool, larger, max_pool, mean, sum_over
+from pquant_fx.lower.rtl.pooling import amax, avg_pool, larger, max_pool, mean, scaled_pool, scaled_sum, sum_over
 from pquant_fx.lower.rtl.quantizing import is_negative
 
 __all__ = ["OPERATORS"]
@@ -97,6 +99,12 @@ def _cat(values: Sequence[Any], axis: int) -> Symbols:
     return np.concatenate([variables_of(v) for v in values], axis=axis)
 
 
+def _upsample(x: Symbols, factors: Sequence[int]) -> Symbols:
+    for axis, factor in enumerate(factors, 2):
+        x = np.repeat(x, factor, axis)
+    return x
+
+
 OPERATORS: dict[Callable[..., Any], Callable[..., Symbols]] = {
     operator.add: _add,
     operator.sub: _sub,
@@ -113,11 +121,14 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Symbols]] = {
     lookup: _lookup,
     F.avg_pool1d: avg_pool,
     F.avg_pool2d: avg_pool,
+    means.scaled_pool: scaled_pool,
     torch.mean: mean,
+    means.scaled_sum: scaled_sum,
     torch.sum: sum_over,
     F.max_pool1d: max_pool,
     F.max_pool2d: max_pool,
     torch.amax: amax,
+    upsample: _upsample,
     F.pad: padded,
     torch.cat: _cat,
     torch.reshape: lambda x, shape: x.reshape((1, *(int(s) for s in shape[1:]))),

@@ -11,7 +11,7 @@ import numpy as np
 from pquant_fx.graph import interval_arrays as arrays
 from pquant_fx.lower.rtl.adapter import Symbols, constant, total
 
-__all__ = ["amax", "avg_pool", "larger", "max_pool", "mean", "sum_over"]
+__all__ = ["amax", "avg_pool", "larger", "max_pool", "mean", "scaled_pool", "scaled_sum", "sum_over"]
 
 Ns = Sequence[int]
 
@@ -61,6 +61,16 @@ def max_pool(x: Symbols, kernel: Ns, stride: Ns, padding: Ns, dilation: Ns, ceil
     return _reduced(view, tuple(range(view.ndim - len(kernel), view.ndim)), False, present)
 
 
+def scaled_sum(x: Symbols, axes: Sequence[int], keepdim: bool, factor: float) -> Symbols:
+    return sum_over(x, axes, keepdim) * factor
+
+
 def avg_pool(x: Symbols, kernel: Ns, stride: Ns, padding: Ns, ceil_mode: bool, count_include_pad: bool) -> Symbols:
+    return scaled_pool(x, kernel, stride, padding, ceil_mode, count_include_pad, 1.0 / math.prod(kernel))
+
+
+def scaled_pool(
+    x: Symbols, kernel: Ns, stride: Ns, padding: Ns, ceil_mode: bool, count_include_pad: bool, factor: float
+) -> Symbols:  # fmt: skip
     view = _windows(x, kernel, stride, padding, (1,) * len(kernel), ceil_mode, constant(0.0))
-    return sum_over(view, range(view.ndim - len(kernel), view.ndim)) * (1.0 / math.prod(kernel))
+    return sum_over(view, range(view.ndim - len(kernel), view.ndim)) * factor
