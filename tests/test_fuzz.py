@@ -27,7 +27,7 @@ def test_random_networks_are_exact_or_refused_with_a_code(first: int) -> None:
 
 
 @pytest.mark.hls
-@pytest.mark.parametrize("seed", [3, 14])
+@pytest.mark.parametrize("seed", [3, 25])  # 25 rounds a value to a grid coarser than all of it
 def test_random_networks_in_c_simulation(seed: int) -> None:
     assert trial(seed, "hls4ml").kind == "exact"
 
