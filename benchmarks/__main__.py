@@ -10,7 +10,7 @@ def main() -> None:
     training_step.main()
     stream_fifos.main()
     print("\nThese need data or the peers' own environments, and explain themselves with --help:")
-    for name in ("resnet20", "budget", "hgq_side_by_side", "pruning_side_by_side", "mdmm_feasibility", "removal", "synthesis"):
+    for name in ("resnet20", "budget", "hgq_side_by_side", "pruning_side_by_side", "mdmm_feasibility", "removal", "synthesis", "fuzz"):
         print(f"  python -m benchmarks.{name}")
 
 
