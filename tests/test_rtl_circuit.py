@@ -32,27 +32,31 @@ def structures():
 
 
 NO_RTL = {"embedding": "embed has no form in RTL"}
+CONSTANT = "every output is a constant"  # what few bits may leave of an untrained network
 
 
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("structure", BUILD)
 def test_ordinary_structures_have_the_bits_of_the_interpreter(structure, part):
-    count = 0
+    count, refused = 0, {}
     for name, case in list(structures().items())[part::4]:
+        torch.manual_seed(0)
         try:
             model = pq.compile(case.model(), small_bits(), case.inputs(32)).freeze()
         except pq.PQuantError:
             continue
         if model.ebops().total > LARGE:
             continue
-        if name in NO_RTL:
-            with pytest.raises(pq.LoweringError, match=NO_RTL[name]):
-                BUILD[structure](model.graph_module, model.formats)
-            continue
         x = [v.double().numpy() for v in case.inputs(16).values()]
-        assert require_trust(BUILD[structure](model.graph_module, model.formats), x) > 1000, name
+        try:
+            design = BUILD[structure](model.graph_module, model.formats)
+        except pq.LoweringError as error:
+            refused[name] = str(error)
+            continue
+        assert require_trust(design, x) > 1000, name
         count += 1
     assert count >= 8
+    assert all(NO_RTL.get(name, CONSTANT) in what for name, what in refused.items()), refused
 
 
 @pytest.mark.parametrize("structure", BUILD)
