@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -55,7 +56,7 @@ class Reals:
 
 
 @dataclass(frozen=True)
-class Design:
+class Design(ABC):
     """What computes a frozen graph on the codes of its input quantizers.
 
     inputs: the values of the quantizers that see the network's real inputs, in graph order; outputs: of the network, in order of
@@ -78,13 +79,13 @@ class Design:
         """Formats of all of the outputs' elements, side by side."""
         return np.concatenate([np.stack([a.ravel() for a in p.kif]) for p in self.outputs], axis=1)
 
+    @abstractmethod
     def evaluate(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """What alkaid's interpreter makes of input codes as real numbers (samples, elements)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def node_values(self, x: NDArray[np.float64]) -> Iterator[tuple[Node, NDArray[np.float64]]]:
         """The same for single nodes, in order of computation."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
