@@ -38,9 +38,8 @@ def parts(vector: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch._C._nn.unflatten_dense_tensors(vector, list(like)))
 
 
-def alike(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> bool:
-    """Whether they may become one vector: one dtype (the given one), one device, and no transform that wants each on its own."""
+def alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether they may become one vector: one dtype, one device, and no transform that wants each on its own."""
     first = tensors[0]
-    dtype = first.dtype if dtype is None else dtype
-    same = all(t.dtype is dtype and t.device == first.device for t in tensors)
+    same = all(t.dtype is first.dtype and t.device == first.device for t in tensors)
     return same and not torch._C._are_functorch_transforms_active()
